@@ -1,0 +1,7 @@
+//! Portable code. It defines the result; every other module must agree with
+//! it bit for bit.
+
+#![forbid(unsafe_code)]
+
+pub mod rans;
+pub mod split;

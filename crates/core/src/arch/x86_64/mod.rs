@@ -1,0 +1,1 @@
+//! Vector implementations for x86-64.

@@ -1,0 +1,11 @@
+//! One packed tensor: header, directory, tiles. (Spec section 3.)
+
+#![forbid(unsafe_code)]
+
+mod header;
+mod read;
+mod write;
+
+pub use header::{MAGIC, RecordHeader, TileEntry, VERSION_MAJOR, VERSION_MINOR};
+pub use read::Record;
+pub use write::{RecordWriter, TensorStatistics, encode_record};

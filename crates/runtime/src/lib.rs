@@ -1,0 +1,1 @@
+//! CPU runtime for language models with losslessly compressed weights.
