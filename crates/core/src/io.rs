@@ -11,6 +11,12 @@ pub trait ReadAt: Sync {
     ///
     /// [`io::ErrorKind::UnexpectedEof`] if the source ends before `buf` is full.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// The bytes themselves, if the source is memory and has them: saves a copy.
+    fn borrow_at(&self, offset: u64, n_bytes: usize) -> Option<&[u8]> {
+        let _ = (offset, n_bytes);
+        None
+    }
 }
 
 impl ReadAt for File {
@@ -36,11 +42,14 @@ impl ReadAt for File {
 
 impl ReadAt for [u8] {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        usize::try_from(offset)
-            .ok()
-            .and_then(|start| self.get(start..start.checked_add(buf.len())?))
+        self.borrow_at(offset, buf.len())
             .map(|bytes| buf.copy_from_slice(bytes))
             .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+
+    fn borrow_at(&self, offset: u64, n_bytes: usize) -> Option<&[u8]> {
+        let start = usize::try_from(offset).ok()?;
+        self.get(start..start.checked_add(n_bytes)?)
     }
 }
 
@@ -48,10 +57,18 @@ impl ReadAt for Vec<u8> {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.as_slice().read_exact_at(buf, offset)
     }
+
+    fn borrow_at(&self, offset: u64, n_bytes: usize) -> Option<&[u8]> {
+        self.as_slice().borrow_at(offset, n_bytes)
+    }
 }
 
 impl<T: ReadAt + ?Sized> ReadAt for &T {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         (**self).read_exact_at(buf, offset)
+    }
+
+    fn borrow_at(&self, offset: u64, n_bytes: usize) -> Option<&[u8]> {
+        (**self).borrow_at(offset, n_bytes)
     }
 }

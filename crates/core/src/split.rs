@@ -42,19 +42,23 @@ pub fn split_tile_with(
 
 /// Joins planes into the elements of one tile: the opposite of [`split_tile_with`].
 ///
+/// `planes` are plane 0 and plane 1; plane 1 is empty for elements of one byte.
+///
 /// # Panics
 ///
-/// If `planes` has another length or `target` ends before the tile does.
+/// If a plane has another length or `target` ends before the tile does.
 pub fn join_tile_with(
     isa: Isa,
     dtype: Dtype,
     order: Order,
     tile: &Tile,
-    planes: &[u8],
+    planes: [&[u8]; 2],
     target: &mut [u8],
     row_stride_bytes: usize,
 ) {
-    assert_eq!(planes.len(), tile.n_elems() * dtype.elem_bytes(), "planes differ from the tile");
+    let n = tile.n_elems();
+    let lens = [n, n * (dtype.elem_bytes() - 1)];
+    assert_eq!(planes.map(<[u8]>::len), lens, "planes differ from the tile");
     assert!(isa.is_available(), "{isa:?} is not available on this machine");
     arch::join_tile(isa, dtype, order, tile, planes, target, row_stride_bytes);
 }

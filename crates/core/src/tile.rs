@@ -11,6 +11,9 @@ pub const BLOCK: usize = 16;
 /// Elements of a block.
 pub const BLOCK_ELEMS: usize = BLOCK * BLOCK;
 
+/// Most elements of a strip, the part of a tile that is decoded at a time.
+pub const STRIP_ELEMS: usize = BLOCK * TILE_COLS;
+
 /// The order of elements inside a tile (spec section 5.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
@@ -51,6 +54,27 @@ impl Tile {
     #[must_use]
     pub const fn n_elems(&self) -> usize {
         self.rows * self.cols
+    }
+
+    /// The strips of the tile, in order: 16 rows each, or in linear order at
+    /// most 8,192 elements. Elements of a strip are consecutive in the tile,
+    /// and a strip is a tile in itself.
+    pub fn strips(&self, order: Order) -> impl ExactSizeIterator<Item = Self> + use<> {
+        let tile = *self;
+        let n_strips = match order {
+            Order::Linear => tile.cols.div_ceil(STRIP_ELEMS),
+            Order::Fragment => tile.rows / BLOCK,
+        };
+        (0..n_strips).map(move |strip| match order {
+            Order::Linear => Self {
+                col_start: tile.col_start + strip * STRIP_ELEMS,
+                cols: STRIP_ELEMS.min(tile.cols - strip * STRIP_ELEMS),
+                ..tile
+            },
+            Order::Fragment => {
+                Self { row_start: tile.row_start + strip * BLOCK, rows: BLOCK, ..tile }
+            }
+        })
     }
 }
 

@@ -4,19 +4,20 @@
 //! the chosen instruction set and leave the rest to the caller.
 
 pub mod all;
+pub(crate) mod rank_table;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-mod rank_table;
-
 pub(crate) use rank_table::RankTable;
 
-use crate::coder::rans::{Cursor, DecodeTable, EncodeTable, LANES};
+use crate::coder::rans::{DecodeTable, EncodeTable, LANES, Stream};
 use crate::dtype::Dtype;
 use crate::isa::Isa;
 use crate::tile::{Order, Tile};
 
-/// Encodes planes whose length is a multiple of 32, backwards.
+/// Encodes planes whose length is a multiple of 32, backwards. False if a
+/// symbol has no frequency. The instruction set is available.
+#[must_use]
 pub(crate) fn encode_whole_steps(
     isa: Isa,
     states: &mut [u32; LANES],
@@ -24,31 +25,45 @@ pub(crate) fn encode_whole_steps(
     tables: &[&EncodeTable],
     words: &mut [u16],
     next: &mut usize,
-) {
+) -> bool {
     match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the instruction set is available.
+        Isa::Avx512 => unsafe {
+            x86_64::avx512::encode_whole_steps(states, planes, tables, words, next)
+        },
+        // AVX2 gains nothing here: dividing and gathering cost what they save.
+        _ => (1..=planes[0].len() / LANES).rev().map(|step| step * LANES).all(|end| {
+            planes.iter().zip(tables).rev().all(|(plane, table)| {
+                all::rans::encode_step(states, &plane[end - LANES..end], table, words, next)
+            })
+        }),
+    }
+}
+
+/// Decodes as many whole steps of all streams as it can; returns how many
+/// symbols of each plane that were. The instruction set is available and all
+/// slices have one length.
+pub(crate) fn decode_whole_steps(
+    isa: Isa,
+    tables: &[&DecodeTable],
+    streams: &mut [Stream<'_, '_, '_>],
+) -> usize {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the instruction set is available, the slices have one length.
+        Isa::Avx512 => unsafe { x86_64::avx512::decode_whole_steps(tables, streams) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the instruction set is available, the slices have one length.
+        Isa::Avx2 => unsafe { x86_64::avx2::decode_whole_steps(tables, streams) },
         _ => {
-            for end in (1..=planes[0].len() / LANES).rev().map(|step| step * LANES) {
-                for (plane, table) in planes.iter().zip(tables).rev() {
-                    all::rans::encode_step(states, &plane[end - LANES..end], table, words, next);
-                }
-            }
+            let _ = (tables, streams);
+            0
         }
     }
 }
 
-/// Decodes as many whole steps as the instruction set can without reading past
-/// the words; returns the number of symbols of each plane.
-pub(crate) fn decode_whole_steps(
-    isa: Isa,
-    cursor: &mut Cursor<'_>,
-    tables: &[&DecodeTable],
-    outs: &mut [&mut [u8]],
-) -> usize {
-    let _ = (isa, cursor, tables, outs);
-    0
-}
-
-/// See [`crate::split::split_tile_with`].
+/// See [`crate::split::split_tile_with`], which has checked `planes`.
 pub(crate) fn split_tile(
     isa: Isa,
     dtype: Dtype,
@@ -58,20 +73,44 @@ pub(crate) fn split_tile(
     row_stride_bytes: usize,
     planes: &mut [u8],
 ) {
-    let _ = isa;
-    all::split::split_from(0, dtype, order, tile, source, row_stride_bytes, planes);
+    let done = match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the instruction set is available.
+        Isa::Avx512 => unsafe {
+            x86_64::avx512::split_tile(dtype, order, tile, source, row_stride_bytes, planes)
+        },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the instruction set is available.
+        Isa::Avx2 => unsafe {
+            x86_64::avx2::split_tile(dtype, order, tile, source, row_stride_bytes, planes)
+        },
+        _ => 0,
+    };
+    all::split::split_from(done, dtype, order, tile, source, row_stride_bytes, planes);
 }
 
-/// See [`crate::split::join_tile_with`].
+/// See [`crate::split::join_tile_with`], which has checked `planes`.
 pub(crate) fn join_tile(
     isa: Isa,
     dtype: Dtype,
     order: Order,
     tile: &Tile,
-    planes: &[u8],
+    planes: [&[u8]; 2],
     target: &mut [u8],
     row_stride_bytes: usize,
 ) {
-    let _ = isa;
-    all::split::join_from(0, dtype, order, tile, planes, target, row_stride_bytes);
+    let done = match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the instruction set is available.
+        Isa::Avx512 => unsafe {
+            x86_64::avx512::join_tile(dtype, order, tile, planes, target, row_stride_bytes)
+        },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the instruction set is available.
+        Isa::Avx2 => unsafe {
+            x86_64::avx2::join_tile(dtype, order, tile, planes, target, row_stride_bytes)
+        },
+        _ => 0,
+    };
+    all::split::join_from(done, dtype, order, tile, planes, target, row_stride_bytes);
 }

@@ -35,36 +35,37 @@ pub const TAIL_BYTES: usize = 2 * LANES;
 #[derive(Debug, Clone)]
 pub struct EncodeTable {
     pub(crate) prob_bits: u32,
-    pub(crate) freqs: [u32; 256],
-    pub(crate) starts: [u32; 256],
-    /// `1 / freq`, for the vector encoders, which divide in floating point and
-    /// correct the quotient by at most one.
-    pub(crate) reciprocals: [f32; 256],
+    /// `start << 16 | freq` of each symbol; 0 if it does not occur.
+    pub(crate) intervals: [u32; 256],
 }
 
 impl EncodeTable {
     /// The encoder's view of a frequency table.
     #[must_use]
     pub fn new(freqs: &FreqTable) -> Self {
-        Self {
-            prob_bits: freqs.prob_bits(),
-            freqs: freqs.freqs().map(u32::from),
-            starts: freqs.starts().map(u32::from),
-            reciprocals: freqs.freqs().map(|f| 1.0 / f32::from(f.max(1))),
-        }
+        Self { prob_bits: freqs.prob_bits(), intervals: intervals(freqs) }
     }
 }
+
+/// `start << 16 | freq` of each symbol; 0 if it does not occur.
+fn intervals(freqs: &FreqTable) -> [u32; 256] {
+    let starts = freqs.starts();
+    std::array::from_fn(|s| u32::from(starts[s]) << 16 | u32::from(freqs.freqs()[s]))
+}
+
+/// Bytes behind the symbols, so that four bytes can be read at any of them.
+const GATHER_PADDING: usize = 3;
 
 /// What the decoder needs to know of each slot. Built at load, never stored.
 #[derive(Debug, Clone)]
 pub struct DecodeTable {
     pub(crate) prob_bits: u32,
-    /// Symbol of each slot, `1 << prob_bits` entries.
+    /// Symbol of each slot, `1 << prob_bits` entries, and [`GATHER_PADDING`].
     pub(crate) symbols: Box<[u8]>,
     /// `start << 16 | freq` of each symbol.
     pub(crate) intervals: Box<[u32; 256]>,
-    /// `(freq - 1) << 20 | (slot - start) << 8 | symbol`; only if `prob_bits`
-    /// is 12, so that the three fit.
+    /// `(freq - 1) << 20 | (slot - start) << 8 | symbol` of each slot; only if
+    /// `prob_bits` is 12, so that the three fit.
     pub(crate) slots: Option<Box<[u32; 4096]>>,
     /// Tables small enough for vector registers, if the plane allows it.
     pub(crate) ranks: Option<Box<arch::RankTable>>,
@@ -78,14 +79,14 @@ impl DecodeTable {
     /// Fills `1 << prob_bits` slots: microseconds, and at most 36 KiB.
     #[must_use]
     pub fn new(freqs: &FreqTable) -> Self {
-        let (prob_bits, starts) = (freqs.prob_bits(), freqs.starts());
-        let mut symbols = Vec::with_capacity(1 << prob_bits);
-        let mut intervals = Box::new([0; 256]);
+        let prob_bits = freqs.prob_bits();
+        let intervals = Box::new(intervals(freqs));
+        let mut symbols = Vec::with_capacity((1 << prob_bits) + GATHER_PADDING);
         for symbol in freqs.ranked() {
-            let (freq, start) = (freqs.freqs()[usize::from(symbol)], starts[usize::from(symbol)]);
+            let freq = freqs.freqs()[usize::from(symbol)];
             symbols.resize(symbols.len() + usize::from(freq), symbol);
-            intervals[usize::from(symbol)] = u32::from(start) << 16 | u32::from(freq);
         }
+        symbols.resize(symbols.len() + GATHER_PADDING, 0);
         let slots = (prob_bits == 12).then(|| {
             let mut slots = Box::new([0; 4096]);
             for (slot, entry) in slots.iter_mut().enumerate() {
@@ -136,25 +137,21 @@ pub fn encode_with(
     assert_eq!(planes.len(), tables.len(), "planes and tables differ in number");
     assert!(planes.iter().all(|p| p.len() == planes[0].len()), "planes differ in length");
     assert!(isa.is_available(), "{isa:?} is not available on this machine");
-    for (plane, table) in planes.iter().zip(tables) {
-        if let Some(&symbol) = plane.iter().find(|&&s| table.freqs[usize::from(s)] == 0) {
-            return Err(TileError::UnknownSymbol { symbol });
-        }
-    }
     let n_elems = planes[0].len();
     let n_tail = tail_symbols(n_elems, planes.len());
     let n_coded = n_elems - n_tail;
     let mut states = states_from_tail(planes, n_coded);
     // A symbol emits at most one word; the words are written from the back.
     let mut words = vec![0u16; n_coded * planes.len()];
-    let first = encode_steps(isa, &mut states, planes, tables, n_coded, &mut words);
+    let first = encode_steps(isa, &mut states, planes, tables, n_coded, &mut words)
+        .ok_or_else(|| unknown_symbol(planes, tables))?;
     out.extend(states.iter().flat_map(|s| s.to_le_bytes()));
     out.extend(words[first..].iter().flat_map(|w| w.to_le_bytes()));
     Ok(())
 }
 
 /// Runs the coder backwards over the first `n_coded` symbols; returns the
-/// index of the first word.
+/// index of the first word, `None` if a symbol has no frequency.
 fn encode_steps(
     isa: Isa,
     states: &mut [u32; LANES],
@@ -162,17 +159,27 @@ fn encode_steps(
     tables: &[&EncodeTable],
     n_coded: usize,
     words: &mut [u16],
-) -> usize {
+) -> Option<usize> {
     let mut next = words.len();
     // A last step with fewer than 32 symbols is left to the scalar version.
     let n_whole = n_coded / LANES * LANES;
     for p in (0..planes.len()).rev() {
         let step = &planes[p][n_whole..n_coded];
-        arch::all::rans::encode_step(states, step, tables[p], words, &mut next);
+        if !arch::all::rans::encode_step(states, step, tables[p], words, &mut next) {
+            return None;
+        }
     }
     let whole: Vec<&[u8]> = planes.iter().map(|p| &p[..n_whole]).collect();
-    arch::encode_whole_steps(isa, states, &whole, tables, words, &mut next);
-    next
+    arch::encode_whole_steps(isa, states, &whole, tables, words, &mut next).then_some(next)
+}
+
+fn unknown_symbol(planes: &[&[u8]], tables: &[&EncodeTable]) -> TileError {
+    let symbol = (planes.iter().zip(tables))
+        .find_map(|(plane, table)| {
+            plane.iter().find(|&&s| table.intervals[usize::from(s)] & 0xFFFF == 0)
+        })
+        .expect("the coder met such a symbol");
+    TileError::UnknownSymbol { symbol: *symbol }
 }
 
 fn states_from_tail(planes: &[&[u8]], n_coded: usize) -> [u32; LANES] {
@@ -240,20 +247,23 @@ impl<'a> Cursor<'a> {
         tables: &[&DecodeTable],
         outs: &mut [&mut [u8]],
     ) -> Result<(), TileError> {
-        assert_eq!(outs.len(), tables.len(), "planes and tables differ in number");
-        assert!(outs.iter().all(|o| o.len() == outs[0].len()), "planes differ in length");
+        let mut streams = [Stream { cursor: self, outs }];
+        run_streams_with(isa, tables, &mut streams).map_err(|(_, error)| error)
+    }
+
+    /// Decodes what whole vectors of steps have left over, symbol by symbol.
+    fn run_rest(
+        &mut self,
+        tables: &[&DecodeTable],
+        outs: &mut [&mut [u8]],
+        mut done: usize,
+    ) -> Result<(), TileError> {
         let n = outs[0].len();
-        let mut done = arch::decode_whole_steps(isa, self, tables, outs);
         while done < n {
             let end = n.min(done + LANES);
             for (out, table) in outs.iter_mut().zip(tables) {
-                let complete = arch::all::rans::decode_step(
-                    &mut self.states,
-                    &mut self.words,
-                    table,
-                    &mut out[done..end],
-                );
-                if !complete {
+                let step = &mut out[done..end];
+                if !arch::all::rans::decode_step(&mut self.states, &mut self.words, table, step) {
                     return Err(TileError::OutOfWords { decoded: self.n_decoded + done });
                 }
             }
@@ -291,6 +301,93 @@ impl<'a> Cursor<'a> {
         }
         Ok(())
     }
+}
+
+/// One of several tiles that are decoded at the same time.
+#[derive(Debug)]
+pub struct Stream<'a, 'o, 'w> {
+    /// Where in its tile the decoder is.
+    pub cursor: &'a mut Cursor<'w>,
+    /// Where the next symbols of each coded plane go.
+    pub outs: &'a mut [&'o mut [u8]],
+}
+
+/// Tiles that [`run_streams_with`] gains from decoding at the same time.
+pub const MAX_STREAMS: usize = 4;
+
+/// [`Cursor::run_with`] on several tiles of one tensor at the same time.
+///
+/// A lane's next symbol depends on its last one, so a single tile leaves the
+/// vector units waiting; [`MAX_STREAMS`] tiles keep them busy. The streams may
+/// differ in length.
+///
+/// # Errors
+///
+/// The index of the first stream that failed, and why. All streams are then
+/// in an unspecified state.
+///
+/// # Panics
+///
+/// If the slices of a stream differ in length, or in number from the tables.
+pub fn run_streams_with(
+    isa: Isa,
+    tables: &[&DecodeTable],
+    streams: &mut [Stream<'_, '_, '_>],
+) -> Result<(), (usize, TileError)> {
+    assert!(isa.is_available(), "{isa:?} is not available on this machine");
+    for stream in streams.iter() {
+        assert_eq!(stream.outs.len(), tables.len(), "planes and tables differ in number");
+        let n = stream.outs[0].len();
+        assert!(stream.outs.iter().all(|out| out.len() == n), "planes differ in length");
+    }
+    for (group, streams) in streams.chunks_mut(MAX_STREAMS).enumerate() {
+        let fail = |index, error| (group * MAX_STREAMS + index, error);
+        let n = streams[0].outs[0].len();
+        if streams.iter().all(|stream| stream.outs[0].len() == n) {
+            let done = arch::decode_whole_steps(isa, tables, streams);
+            for (index, stream) in streams.iter_mut().enumerate() {
+                (stream.cursor.run_rest(tables, stream.outs, done)).map_err(|e| fail(index, e))?;
+            }
+        } else {
+            run_ragged(isa, tables, streams).map_err(|(index, error)| fail(index, error))?;
+        }
+    }
+    Ok(())
+}
+
+/// [`run_streams_with`] for at most [`MAX_STREAMS`] streams of different
+/// lengths: whole steps together up to the end of the shortest, and so on.
+fn run_ragged(
+    isa: Isa,
+    tables: &[&DecodeTable],
+    streams: &mut [Stream<'_, '_, '_>],
+) -> Result<(), (usize, TileError)> {
+    let whole = |stream: &Stream<'_, '_, '_>| stream.outs[0].len() / LANES * LANES;
+    let mut done = 0;
+    while let Some(end) = streams.iter().map(whole).filter(|&end| end > done).min() {
+        let active: Vec<usize> =
+            (0..streams.len()).filter(|&index| whole(&streams[index]) > done).collect();
+        let mut outs: Vec<Vec<&mut [u8]>> = Vec::with_capacity(active.len());
+        let mut cursors = Vec::with_capacity(active.len());
+        for stream in streams.iter_mut().filter(|stream| whole(stream) > done) {
+            outs.push(stream.outs.iter_mut().map(|out| &mut out[done..end]).collect());
+            cursors.push(&mut *stream.cursor);
+        }
+        let mut together: Vec<Stream<'_, '_, '_>> = cursors
+            .into_iter()
+            .zip(&mut outs)
+            .map(|(cursor, outs)| Stream { cursor, outs })
+            .collect();
+        run_streams_with(isa, tables, &mut together)
+            .map_err(|(index, error)| (active[index], error))?;
+        done = end;
+    }
+    for (index, stream) in streams.iter_mut().enumerate() {
+        let first = whole(stream);
+        let mut rest: Vec<&mut [u8]> = stream.outs.iter_mut().map(|o| &mut o[first..]).collect();
+        stream.cursor.run_rest(tables, &mut rest, 0).map_err(|error| (index, error))?;
+    }
+    Ok(())
 }
 
 /// Decodes the stream of one tile into its one or two coded planes.

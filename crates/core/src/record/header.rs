@@ -137,10 +137,16 @@ impl RecordHeader {
         tile.n_elems() * self.dtype.elem_bytes()
     }
 
+    /// Number of planes that are stored as they are even in a coded tile.
+    #[must_use]
+    pub fn n_raw_planes(&self) -> usize {
+        self.dtype.elem_bytes() - self.n_coded()
+    }
+
     /// Bytes that the uncoded planes take in a coded tile.
     #[must_use]
     pub fn raw_plane_bytes(&self, tile: &Tile) -> usize {
-        tile.n_elems() * (self.dtype.elem_bytes() - self.n_coded())
+        tile.n_elems() * self.n_raw_planes()
     }
 
     /// Whether a tile is coded. One that takes as many bytes as its elements is raw.

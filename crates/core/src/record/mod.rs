@@ -4,6 +4,7 @@
 
 mod header;
 mod read;
+pub(crate) mod strips;
 mod write;
 
 pub use header::{MAGIC, RecordHeader, TileEntry, VERSION_MAJOR, VERSION_MINOR};

@@ -5,13 +5,14 @@ use std::ops::Range;
 use rayon::prelude::*;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::coder::rans::{self, DecodeTable};
+use crate::coder::rans::{DecodeTable, MAX_STREAMS};
 use crate::error::DecodeError;
 use crate::io::ReadAt;
 use crate::isa::Isa;
 use crate::record::header::{FIXED_BYTES, RecordHeader};
+use crate::record::strips::decode_strips;
 use crate::split::join_tile_with;
-use crate::tile::{Order, TILE_ROWS};
+use crate::tile::{Order, TILE_ROWS, Tile};
 
 /// Tiles held decoded at a time while streaming: 32 MiB of 16-bit elements.
 const MAX_PANEL_TILES: usize = 256;
@@ -88,12 +89,30 @@ impl Record {
         let entry = &self.header.tiles[index];
         out.resize(entry.n_bytes as usize, 0);
         source.read_exact_at(out, self.start + entry.start)?;
-        let found = xxh3_64(out);
-        if found != entry.checksum {
-            let expected = entry.checksum;
-            return Err(DecodeError::TileChecksum { tile: index, found, expected });
+        self.check_tile(index, out)
+    }
+
+    /// The checked bytes of a tile: borrowed if the source is memory,
+    /// otherwise read into `buffer`.
+    fn stored_tile<'a>(
+        &self,
+        source: &'a (impl ReadAt + ?Sized),
+        index: usize,
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<&'a [u8], DecodeError> {
+        let entry = &self.header.tiles[index];
+        match source.borrow_at(self.start + entry.start, entry.n_bytes as usize) {
+            Some(stored) => self.check_tile(index, stored).map(|()| stored),
+            None => self.read_tile(source, index, buffer).map(|()| buffer.as_slice()),
         }
-        Ok(())
+    }
+
+    fn check_tile(&self, index: usize, stored: &[u8]) -> Result<(), DecodeError> {
+        let expected = self.header.tiles[index].checksum;
+        match xxh3_64(stored) {
+            found if found == expected => Ok(()),
+            found => Err(DecodeError::TileChecksum { tile: index, found, expected }),
+        }
     }
 
     /// Decodes the stored bytes of a tile into its planes, in tile order:
@@ -113,32 +132,43 @@ impl Record {
         stored: &[u8],
         planes: &mut [u8],
     ) -> Result<(), DecodeError> {
-        let tile = self.header.tiling.tile(index);
-        assert_eq!(stored.len(), self.header.tiles[index].n_bytes as usize, "not this tile");
-        assert_eq!(planes.len(), self.header.raw_tile_bytes(&tile), "planes differ from the tile");
-        if !self.header.is_coded(index) {
-            planes.copy_from_slice(stored);
-            return Ok(());
-        }
-        let raw_start = stored.len() - self.header.raw_plane_bytes(&tile);
-        let (stream, mut raw) = stored.split_at(raw_start);
-        let mut coded = Vec::with_capacity(2);
-        for (plane, table) in planes.chunks_mut(tile.n_elems()).zip(&self.header.tables) {
-            if table.is_some() {
-                coded.push(plane);
-            } else {
-                let (stored, rest) = raw.split_at(plane.len());
-                plane.copy_from_slice(stored);
-                raw = rest;
+        let n = self.header.tiling.tile(index).n_elems();
+        assert_eq!(planes.len(), n * self.header.dtype.elem_bytes(), "planes differ from the tile");
+        let (high, low) = planes.split_at_mut(n);
+        let mut done = 0;
+        decode_strips(isa, &self.header, &self.tables, &[(index, stored)], |_, strip, planes| {
+            let end = done + strip.n_elems();
+            high[done..end].copy_from_slice(planes[0]);
+            if !planes[1].is_empty() {
+                low[done..end].copy_from_slice(planes[1]);
             }
-        }
-        let tables: Vec<&DecodeTable> = self.tables.iter().collect();
-        rans::decode_with(isa, stream, &tables, &mut coded)
-            .map_err(|source| DecodeError::Tile { tile: index, source })
+            done = end;
+        })
     }
 
-    /// Reads, checks and decodes a tile into row-major elements of its own:
-    /// `out` becomes `rows * cols` elements.
+    /// Reads, checks and decodes tiles, [`MAX_STREAMS`] at the same time, and
+    /// hands every strip of theirs to `place`; see [`decode_strips`].
+    fn for_each_strip_with(
+        &self,
+        source: &(impl ReadAt + ?Sized),
+        isa: Isa,
+        range: Range<usize>,
+        mut place: impl FnMut(usize, &Tile, [&[u8]; 2]),
+    ) -> Result<(), DecodeError> {
+        let mut buffers: [Vec<u8>; MAX_STREAMS] = Default::default();
+        for first in range.clone().step_by(MAX_STREAMS) {
+            let group = first..range.end.min(first + MAX_STREAMS);
+            let mut tiles = Vec::with_capacity(MAX_STREAMS);
+            for (index, buffer) in group.zip(&mut buffers) {
+                tiles.push((index, self.stored_tile(source, index, buffer)?));
+            }
+            decode_strips(isa, &self.header, &self.tables, &tiles, &mut place)?;
+        }
+        Ok(())
+    }
+
+    /// Reads, checks and decodes tiles into row-major elements of their own:
+    /// `rows * cols` elements each.
     ///
     /// # Errors
     ///
@@ -146,24 +176,53 @@ impl Record {
     ///
     /// # Panics
     ///
-    /// If there is no such tile.
-    pub fn load_tile_with(
+    /// If there are no such tiles.
+    pub fn load_tiles_with(
         &self,
         source: &(impl ReadAt + ?Sized),
         isa: Isa,
-        index: usize,
-        out: &mut Vec<u8>,
+        range: Range<usize>,
+    ) -> Result<Vec<Vec<u8>>, DecodeError> {
+        let (dtype, tiling) = (self.header.dtype, &self.header.tiling);
+        let first = range.start;
+        let mut loaded: Vec<Vec<u8>> = (range.clone())
+            .map(|index| vec![0; self.header.raw_tile_bytes(&tiling.tile(index))])
+            .collect();
+        self.for_each_strip_with(source, isa, range, |index, strip, planes| {
+            let tile = tiling.tile(index);
+            let row_bytes = tile.cols * dtype.elem_bytes();
+            let start = (strip.row_start - tile.row_start) * row_bytes
+                + (strip.col_start - tile.col_start) * dtype.elem_bytes();
+            let target = &mut loaded[index - first][start..];
+            join_tile_with(isa, dtype, tiling.order(), strip, planes, target, row_bytes);
+        })?;
+        Ok(loaded)
+    }
+
+    /// Decodes the whole tensor into `out`, which has room for exactly its
+    /// bytes, on the current thread.
+    ///
+    /// # Errors
+    ///
+    /// As [`Record::load_tiles_with`]. `out` then holds no promise.
+    ///
+    /// # Panics
+    ///
+    /// If `out` has another length.
+    pub fn decode_to_slice_with(
+        &self,
+        source: &(impl ReadAt + ?Sized),
+        isa: Isa,
+        out: &mut [u8],
     ) -> Result<(), DecodeError> {
-        let tile = self.header.tiling.tile(index);
-        let mut stored = Vec::new();
-        self.read_tile(source, index, &mut stored)?;
-        let mut planes = vec![0; self.header.raw_tile_bytes(&tile)];
-        self.decode_tile_with(isa, index, &stored, &mut planes)?;
-        out.resize(planes.len(), 0);
-        let (dtype, order) = (self.header.dtype, self.header.tiling.order());
-        let row_bytes = tile.cols * dtype.elem_bytes();
-        join_tile_with(isa, dtype, order, &tile, &planes, out, row_bytes);
-        Ok(())
+        assert_eq!(out.len() as u64, self.header.content_bytes(), "not the tensor's length");
+        let (dtype, tiling) = (self.header.dtype, &self.header.tiling);
+        let row_bytes = tiling.row_stride() * dtype.elem_bytes();
+        self.for_each_strip_with(source, isa, 0..tiling.n_tiles(), |_, strip, planes| {
+            let start = strip.row_start * row_bytes + strip.col_start * dtype.elem_bytes();
+            let target = &mut out[start..];
+            join_tile_with(isa, dtype, tiling.order(), strip, planes, target, row_bytes);
+        })
     }
 
     /// Decodes the tensor and hands its bytes to `sink`, in order, at most
@@ -171,7 +230,7 @@ impl Record {
     ///
     /// # Errors
     ///
-    /// As [`Record::load_tile_with`], or the sink's own error.
+    /// As [`Record::load_tiles_with`], or the sink's own error.
     ///
     /// # Cost
     ///
@@ -196,7 +255,7 @@ impl Record {
         sink: &mut dyn FnMut(&[u8]) -> std::io::Result<()>,
     ) -> Result<(), DecodeError> {
         let n_tiles = self.header.tiling.n_tiles();
-        let batch = MAX_PANEL_TILES.min(4 * rayon::current_num_threads());
+        let batch = MAX_PANEL_TILES.min(2 * MAX_STREAMS * rayon::current_num_threads());
         for first in (0..n_tiles).step_by(batch) {
             let range = first..n_tiles.min(first + batch);
             for tile in self.load_panel(source, isa, range, 0..1)? {
@@ -244,19 +303,24 @@ impl Record {
         range: Range<usize>,
         band: Range<usize>,
     ) -> Result<Vec<Vec<u8>>, DecodeError> {
-        range
+        let groups: Vec<Range<usize>> = (range.clone().step_by(MAX_STREAMS))
+            .map(|first| first..range.end.min(first + MAX_STREAMS))
+            .collect();
+        let panel: Result<Vec<_>, DecodeError> = groups
             .into_par_iter()
-            .map(|index| {
-                let tile = self.header.tiling.tile(index);
-                let mut bytes = Vec::new();
-                self.load_tile_with(source, isa, index, &mut bytes)?;
-                if band.len() < tile.rows {
-                    let row_bytes = bytes.len() / tile.rows;
-                    bytes = bytes[band.start * row_bytes..band.end * row_bytes].to_vec();
+            .map(|group| {
+                let mut tiles = self.load_tiles_with(source, isa, group.clone())?;
+                for (index, bytes) in group.zip(&mut tiles) {
+                    let rows = self.header.tiling.tile(index).rows;
+                    if band.len() < rows {
+                        let row_bytes = bytes.len() / rows;
+                        *bytes = bytes[band.start * row_bytes..band.end * row_bytes].to_vec();
+                    }
                 }
-                Ok(bytes)
+                Ok(tiles)
             })
-            .collect()
+            .collect();
+        Ok(panel?.into_iter().flatten().collect())
     }
 
     /// Decodes the tensor and compares it with the hash in the header.
@@ -330,7 +394,7 @@ impl Record {
     /// # Errors
     ///
     /// [`DecodeError::Slice`] if the ranges are not inside the matrix, or as
-    /// [`Record::load_tile_with`].
+    /// [`Record::load_tiles_with`].
     ///
     /// # Cost
     ///
@@ -373,7 +437,6 @@ impl Record {
     ) -> Result<(), DecodeError> {
         let tiling = &self.header.tiling;
         let elem_bytes = self.header.dtype.elem_bytes();
-        let mut bytes = Vec::new();
         for index in 0..tiling.n_tiles() {
             let tile = tiling.tile(index);
             let row_part = overlap(rows, tile.row_start, tile.rows);
@@ -381,7 +444,7 @@ impl Record {
             if row_part.is_empty() || col_part.is_empty() {
                 continue;
             }
-            self.load_tile_with(source, isa, index, &mut bytes)?;
+            let bytes = self.load_tiles_with(source, isa, index..index + 1)?.remove(0);
             for row in row_part {
                 let from = (row - tile.row_start) * tile.cols + col_part.start - tile.col_start;
                 let to = (row - rows.start) * cols.len() + col_part.start - cols.start;
@@ -403,10 +466,9 @@ impl Record {
     ) -> Result<(), DecodeError> {
         let tiling = &self.header.tiling;
         let elem_bytes = self.header.dtype.elem_bytes();
-        let mut bytes = Vec::new();
         for index in 0..tiling.n_tiles() {
             let tile = tiling.tile(index);
-            let mut loaded = false;
+            let mut bytes = Vec::new();
             let first_row = (tile.col_start / n_cols).max(rows.start);
             let end_row = (tile.col_start + tile.cols).div_ceil(n_cols).min(rows.end);
             for row in first_row..end_row {
@@ -415,8 +477,8 @@ impl Record {
                 if part.is_empty() {
                     continue;
                 }
-                if !std::mem::replace(&mut loaded, true) {
-                    self.load_tile_with(source, isa, index, &mut bytes)?;
+                if bytes.is_empty() {
+                    bytes = self.load_tiles_with(source, isa, index..index + 1)?.remove(0);
                 }
                 let from = (part.start - tile.col_start) * elem_bytes;
                 let to = (row - rows.start) * cols.len() + part.start - run.start;

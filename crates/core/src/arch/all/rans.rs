@@ -3,17 +3,22 @@
 use crate::coder::rans::{DecodeTable, EncodeTable, STATE_LOWER_BOUND, WORD_BYTES};
 
 /// Encodes one step, at most 32 symbols, the highest lane first. Words are
-/// written before `words[*next]`, which moves down.
+/// written before `words[*next]`, which moves down. False if a symbol has no
+/// frequency.
+#[must_use]
 pub(crate) fn encode_step(
     states: &mut [u32],
     symbols: &[u8],
     table: &EncodeTable,
     words: &mut [u16],
     next: &mut usize,
-) {
-    for (state, &symbol) in states.iter_mut().zip(symbols).rev() {
-        let freq = table.freqs[usize::from(symbol)];
-        let start = table.starts[usize::from(symbol)];
+) -> bool {
+    for (state, &symbol) in states[..symbols.len()].iter_mut().zip(symbols).rev() {
+        let interval = table.intervals[usize::from(symbol)];
+        let (start, freq) = (interval >> 16, interval & 0xFFFF);
+        if freq == 0 {
+            return false;
+        }
         if u64::from(*state) >= u64::from(freq) << (32 - table.prob_bits) {
             *next -= 1;
             words[*next] = *state as u16;
@@ -21,6 +26,7 @@ pub(crate) fn encode_step(
         }
         *state = ((*state / freq) << table.prob_bits) + start + *state % freq;
     }
+    true
 }
 
 /// Decodes one step, at most 32 symbols, the lowest lane first. Words are

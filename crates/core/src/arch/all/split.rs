@@ -58,18 +58,17 @@ pub(crate) fn join_from(
     dtype: Dtype,
     order: Order,
     tile: &Tile,
-    planes: &[u8],
+    planes: [&[u8]; 2],
     target: &mut [u8],
     row_stride_bytes: usize,
 ) {
-    let n = tile.n_elems();
-    for index in first..n {
+    for index in first..tile.n_elems() {
         let at = source_offset(dtype, order, tile, row_stride_bytes, index);
         if dtype.elem_bytes() == 1 {
-            target[at] = planes[index];
+            target[at] = planes[0][index];
             continue;
         }
-        let word = u16::from_be_bytes([planes[index], planes[n + index]]);
+        let word = u16::from_be_bytes([planes[0][index], planes[1][index]]);
         let word = match dtype {
             Dtype::Bf16 => word.rotate_right(1),
             _ => word,
