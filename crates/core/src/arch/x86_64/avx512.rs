@@ -496,15 +496,37 @@ fn join_run<const ROTATE: bool>(n: usize, planes: [&[u8]; 2], target: &mut [u8])
     n
 }
 
-/// The 8x8 quarters of every block: row and column within the tile of each
-/// one's first element, in element order, 64 elements apart.
-fn quarters(tile: &Tile) -> impl Iterator<Item = (usize, usize)> + use<> {
-    let (rows, cols) = (tile.rows, tile.cols);
-    (0..rows).step_by(BLOCK).flat_map(move |row| {
-        (0..cols).step_by(BLOCK).flat_map(move |col| {
-            [(0, 0), (8, 0), (0, 8), (8, 8)].map(|(down, right)| (row + down, col + right))
-        })
-    })
+/// The halves of every block, eight rows each: byte offset of the first row
+/// within the matrix, and index of the first element of the half's left
+/// quarter. Its right quarter is 128 elements on.
+///
+/// Calls `f(offset, at)` for each; every row of 16 elements at `offset` plus
+/// up to seven strides is inside the first `len` bytes.
+///
+/// # Panics
+///
+/// If the tile does not fit `len` bytes.
+#[inline(always)]
+fn for_each_half(
+    tile: &Tile,
+    elem_bytes: usize,
+    row_stride_bytes: usize,
+    len: usize,
+    mut f: impl FnMut(usize, usize),
+) {
+    let last_row = (tile.rows - 1).checked_mul(row_stride_bytes).expect("a row in memory");
+    assert!(
+        len.checked_sub(last_row) >= Some(tile.cols * elem_bytes),
+        "memory ends before the tile"
+    );
+    let mut at = 0;
+    for row in (0..tile.rows / BLOCK).map(|r| r * BLOCK * row_stride_bytes) {
+        for col in (0..tile.cols / BLOCK).map(|c| c * BLOCK * elem_bytes) {
+            f(row + col, at);
+            f(row + col + 8 * row_stride_bytes, at + 64);
+            at += BLOCK_ELEMS;
+        }
+    }
 }
 
 /// Fragment order, two bytes an element.
@@ -516,36 +538,37 @@ fn split_blocks<const ROTATE: bool>(
     planes: &mut [u8],
 ) -> usize {
     let n = tile.n_elems();
-    let (high_plane, low_plane) = planes.split_at_mut(n);
+    assert_eq!(planes.len(), 2 * n);
     let (take_high, take_low) =
         (load(&const { plane_indices(1) }), load(&const { plane_indices(0) }));
-    let targets =
-        high_plane.as_chunks_mut::<64>().0.iter_mut().zip(low_plane.as_chunks_mut::<64>().0);
-    for ((row, col), (high, low)) in quarters(tile).zip(targets) {
-        let first = row * row_stride_bytes + 2 * col;
-        let line = |r: usize| {
-            let bytes: &[u8; 16] =
-                source[first + r * row_stride_bytes..][..16].try_into().expect("16");
-            // SAFETY: 16 bytes.
-            unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
-        };
-        let mut rows = [_mm512_setzero_si512(); 2];
-        for h in 0..2 {
-            let v = _mm512_castsi128_si512(line(4 * h));
-            let v = _mm512_inserti32x4::<1>(v, line(4 * h + 1));
-            let v = _mm512_inserti32x4::<2>(v, line(4 * h + 2));
-            let v = _mm512_inserti32x4::<3>(v, line(4 * h + 3));
-            rows[h] = if ROTATE { _mm512_shldi_epi16::<1>(v, v) } else { v };
+    let (first, planes) = (source.as_ptr(), planes.as_mut_ptr());
+    for_each_half(tile, 2, row_stride_bytes, source.len(), |offset, at| {
+        for right in 0..2 {
+            // SAFETY: eight rows of 32 bytes are inside `source`; the quarter,
+            // 64 elements, is inside both planes.
+            unsafe {
+                let line = |r: usize| {
+                    _mm_loadu_si128(first.add(offset + r * row_stride_bytes + 16 * right).cast())
+                };
+                let [top, bottom] = [0, 4].map(|r| {
+                    let v = four_lines(line(r), line(r + 1), line(r + 2), line(r + 3));
+                    if ROTATE { _mm512_shldi_epi16::<1>(v, v) } else { v }
+                });
+                let high = planes.add(at + 128 * right);
+                _mm512_storeu_si512(high.cast(), _mm512_permutex2var_epi8(top, take_high, bottom));
+                let low = high.add(n);
+                _mm512_storeu_si512(low.cast(), _mm512_permutex2var_epi8(top, take_low, bottom));
+            }
         }
-        // SAFETY: 64 bytes each.
-        unsafe {
-            let v = _mm512_permutex2var_epi8(rows[0], take_high, rows[1]);
-            _mm512_storeu_si512(high.as_mut_ptr().cast(), v);
-            let v = _mm512_permutex2var_epi8(rows[0], take_low, rows[1]);
-            _mm512_storeu_si512(low.as_mut_ptr().cast(), v);
-        }
-    }
+    });
     n
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn four_lines(a: __m128i, b: __m128i, c: __m128i, d: __m128i) -> __m512i {
+    let v = _mm512_inserti32x4::<1>(_mm512_castsi128_si512(a), b);
+    _mm512_inserti32x4::<3>(_mm512_inserti32x4::<2>(v, c), d)
 }
 
 /// Fragment order, two bytes an element.
@@ -557,27 +580,37 @@ fn join_blocks<const ROTATE: bool>(
     row_stride_bytes: usize,
 ) -> usize {
     let n = tile.n_elems();
-    let [high_plane, low_plane] = planes;
+    assert_eq!(planes.map(<[u8]>::len), [n, n]);
     let take = [load(&const { pair_indices(0) }), load(&const { pair_indices(16) })];
-    let sources = high_plane.as_chunks::<64>().0.iter().zip(low_plane.as_chunks::<64>().0);
-    for ((row, col), (high, low)) in quarters(tile).zip(sources) {
-        let first = row * row_stride_bytes + 2 * col;
-        let (high, low) = (load(high), load(low));
-        let mut line = |r: usize, v: __m128i| {
-            let bytes: &mut [u8; 16] =
-                (&mut target[first + r * row_stride_bytes..][..16]).try_into().expect("16");
-            // SAFETY: 16 bytes.
-            unsafe { _mm_storeu_si128(bytes.as_mut_ptr().cast(), v) };
-        };
-        for h in 0..2 {
-            let v = _mm512_permutex2var_epi8(high, take[h], low);
-            let v = if ROTATE { _mm512_shrdi_epi16::<1>(v, v) } else { v };
-            line(4 * h, _mm512_castsi512_si128(v));
-            line(4 * h + 1, _mm512_extracti32x4_epi32::<1>(v));
-            line(4 * h + 2, _mm512_extracti32x4_epi32::<2>(v));
-            line(4 * h + 3, _mm512_extracti32x4_epi32::<3>(v));
+    let rows = [
+        _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11),
+        _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15),
+    ];
+    let (high, low) = (planes[0].as_ptr(), planes[1].as_ptr());
+    let (len, target) = (target.len(), target.as_mut_ptr());
+    for_each_half(tile, 2, row_stride_bytes, len, |offset, at| {
+        // SAFETY: both quarters, 64 elements each, are inside both planes;
+        // eight rows of 32 bytes are inside `target`.
+        unsafe {
+            let quarter = |plane: *const u8, right: usize| {
+                _mm512_loadu_si512(plane.add(at + 128 * right).cast())
+            };
+            let quarters = [0, 1].map(|right| (quarter(high, right), quarter(low, right)));
+            for (h, take) in take.into_iter().enumerate() {
+                let [left, right] = quarters.map(|(high, low)| {
+                    let v = _mm512_permutex2var_epi8(high, take, low);
+                    if ROTATE { _mm512_shrdi_epi16::<1>(v, v) } else { v }
+                });
+                for (pair, rows) in rows.into_iter().enumerate() {
+                    let v = _mm512_permutex2var_epi64(left, rows, right);
+                    let line = target.add(offset + (4 * h + 2 * pair) * row_stride_bytes);
+                    _mm256_storeu_si256(line.cast(), _mm512_castsi512_si256(v));
+                    let line = line.add(row_stride_bytes);
+                    _mm256_storeu_si256(line.cast(), _mm512_extracti64x4_epi64::<1>(v));
+                }
+            }
         }
-    }
+    });
     n
 }
 
@@ -607,50 +640,30 @@ const fn byte_row_indices(first: u8) -> [u8; 64] {
     indices
 }
 
-/// The upper and lower halves of every block: row and column within the tile,
-/// and the index of the half's left quarter. Its right one is 128 elements on.
-fn halves(tile: &Tile) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
-    let cols = tile.cols;
-    let across = cols / BLOCK;
-    (0..tile.rows / BLOCK * across).flat_map(move |block| {
-        [0, 1].map(|down| {
-            let (row, col) = (block / across * BLOCK + 8 * down, block % across * BLOCK);
-            (row, col, block * BLOCK_ELEMS + 64 * down)
-        })
-    })
-}
-
 /// Fragment order, one byte an element.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 fn split_byte_blocks(
     tile: &Tile,
     source: &[u8],
     row_stride_bytes: usize,
-    planes: &mut [u8],
+    plane: &mut [u8],
 ) -> usize {
+    assert_eq!(plane.len(), tile.n_elems());
     let take = [load(&const { byte_plane_indices(0) }), load(&const { byte_plane_indices(1) })];
-    for (row, col, at) in halves(tile) {
-        let first = row * row_stride_bytes + col;
-        let line = |r: usize| {
-            let bytes: &[u8; 16] =
-                source[first + r * row_stride_bytes..][..16].try_into().expect("16");
-            // SAFETY: 16 bytes.
-            unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
-        };
-        let rows = [0, 4].map(|r| {
-            let v = _mm512_castsi128_si512(line(r));
-            let v = _mm512_inserti32x4::<1>(v, line(r + 1));
-            let v = _mm512_inserti32x4::<2>(v, line(r + 2));
-            _mm512_inserti32x4::<3>(v, line(r + 3))
-        });
-        for right in 0..2 {
-            let quarter: &mut [u8; 64] =
-                (&mut planes[at + 128 * right..][..64]).try_into().expect("64");
-            let v = _mm512_permutex2var_epi8(rows[0], take[right], rows[1]);
-            // SAFETY: 64 bytes.
-            unsafe { _mm512_storeu_si512(quarter.as_mut_ptr().cast(), v) };
+    let (first, plane) = (source.as_ptr(), plane.as_mut_ptr());
+    for_each_half(tile, 1, row_stride_bytes, source.len(), |offset, at| {
+        // SAFETY: eight rows of 16 bytes are inside `source`; both quarters,
+        // 64 elements each, are inside the plane.
+        unsafe {
+            let line = |r: usize| _mm_loadu_si128(first.add(offset + r * row_stride_bytes).cast());
+            let [top, bottom] =
+                [0, 4].map(|r| four_lines(line(r), line(r + 1), line(r + 2), line(r + 3)));
+            for (right, take) in take.into_iter().enumerate() {
+                let v = _mm512_permutex2var_epi8(top, take, bottom);
+                _mm512_storeu_si512(plane.add(at + 128 * right).cast(), v);
+            }
         }
-    }
+    });
     tile.n_elems()
 }
 
@@ -662,25 +675,25 @@ fn join_byte_blocks(
     target: &mut [u8],
     row_stride_bytes: usize,
 ) -> usize {
+    assert_eq!(plane.len(), tile.n_elems());
     let take = [load(&const { byte_row_indices(0) }), load(&const { byte_row_indices(4) })];
-    for (row, col, at) in halves(tile) {
-        let first = row * row_stride_bytes + col;
-        let quarter =
-            |right: usize| load::<u8, 64>(plane[at + 128 * right..][..64].try_into().expect("64"));
-        let (left, right) = (quarter(0), quarter(1));
-        let mut line = |r: usize, v: __m128i| {
-            let bytes: &mut [u8; 16] =
-                (&mut target[first + r * row_stride_bytes..][..16]).try_into().expect("16");
-            // SAFETY: 16 bytes.
-            unsafe { _mm_storeu_si128(bytes.as_mut_ptr().cast(), v) };
-        };
-        for (h, take) in take.into_iter().enumerate() {
-            let v = _mm512_permutex2var_epi8(left, take, right);
-            line(4 * h, _mm512_castsi512_si128(v));
-            line(4 * h + 1, _mm512_extracti32x4_epi32::<1>(v));
-            line(4 * h + 2, _mm512_extracti32x4_epi32::<2>(v));
-            line(4 * h + 3, _mm512_extracti32x4_epi32::<3>(v));
+    let plane = plane.as_ptr();
+    let (len, target) = (target.len(), target.as_mut_ptr());
+    for_each_half(tile, 1, row_stride_bytes, len, |offset, at| {
+        // SAFETY: both quarters, 64 elements each, are inside the plane; eight
+        // rows of 16 bytes are inside `target`.
+        unsafe {
+            let left = _mm512_loadu_si512(plane.add(at).cast());
+            let right = _mm512_loadu_si512(plane.add(at + 128).cast());
+            for (h, take) in take.into_iter().enumerate() {
+                let v = _mm512_permutex2var_epi8(left, take, right);
+                let line = |r: usize| target.add(offset + (4 * h + r) * row_stride_bytes).cast();
+                _mm_storeu_si128(line(0), _mm512_castsi512_si128(v));
+                _mm_storeu_si128(line(1), _mm512_extracti32x4_epi32::<1>(v));
+                _mm_storeu_si128(line(2), _mm512_extracti32x4_epi32::<2>(v));
+                _mm_storeu_si128(line(3), _mm512_extracti32x4_epi32::<3>(v));
+            }
         }
-    }
+    });
     tile.n_elems()
 }
