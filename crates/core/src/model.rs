@@ -349,7 +349,7 @@ mod tests {
 
     #[test]
     fn histogram_counts_what_a_plain_loop_counts() {
-        let symbols: Vec<u8> = (0..1003u32).map(|i| (i * i >> 3) as u8).collect();
+        let symbols: Vec<u8> = (0..1003u32).map(|i| ((i * i) >> 3) as u8).collect();
         let mut expected = [0u64; 256];
         symbols.iter().for_each(|&s| expected[usize::from(s)] += 1);
         let mut h = Histogram::default();

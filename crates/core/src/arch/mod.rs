@@ -10,7 +10,7 @@ mod x86_64;
 
 pub(crate) use rank_table::RankTable;
 
-use crate::coder::rans::{DecodeTable, EncodeTable, LANES, Stream};
+use crate::coder::rans::{DecodeTable, EncodeTable, LANES, MAX_STREAMS, Stream};
 use crate::dtype::Dtype;
 use crate::isa::Isa;
 use crate::tile::{Order, Tile};
@@ -41,24 +41,32 @@ pub(crate) fn encode_whole_steps(
     }
 }
 
-/// Decodes as many whole steps of all streams as it can; returns how many
-/// symbols of each plane that were. The instruction set is available and all
-/// slices have one length.
+/// Decodes as many whole steps of each stream as it can; returns how many
+/// symbols of each plane of it that were. The instruction set is available and
+/// all slices have one length.
 pub(crate) fn decode_whole_steps(
     isa: Isa,
     tables: &[&DecodeTable],
     streams: &mut [Stream<'_, '_, '_>],
-) -> usize {
+) -> [usize; MAX_STREAMS] {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the instruction set is available, the slices have one length.
-        Isa::Avx512 => unsafe { x86_64::avx512::decode_whole_steps(tables, streams) },
+        Isa::Avx512 => unsafe {
+            [x86_64::avx512::decode_whole_steps(tables, streams); MAX_STREAMS]
+        },
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the instruction set is available, the slices have one length.
-        Isa::Avx2 => unsafe { x86_64::avx2::decode_whole_steps(tables, streams) },
+        Isa::Avx2 => {
+            let mut done = [0; MAX_STREAMS];
+            for (done, stream) in done.iter_mut().zip(streams) {
+                // SAFETY: the instruction set is available, the slices have one length.
+                *done = unsafe { x86_64::avx2::decode_whole_steps(tables, stream) };
+            }
+            done
+        }
         _ => {
             let _ = (tables, streams);
-            0
+            [0; MAX_STREAMS]
         }
     }
 }

@@ -346,7 +346,8 @@ pub fn run_streams_with(
         if streams.iter().all(|stream| stream.outs[0].len() == n) {
             let done = arch::decode_whole_steps(isa, tables, streams);
             for (index, stream) in streams.iter_mut().enumerate() {
-                (stream.cursor.run_rest(tables, stream.outs, done)).map_err(|e| fail(index, e))?;
+                (stream.cursor.run_rest(tables, stream.outs, done[index]))
+                    .map_err(|e| fail(index, e))?;
             }
         } else {
             run_ragged(isa, tables, streams).map_err(|(index, error)| fail(index, error))?;

@@ -152,14 +152,13 @@ impl Record {
         &self,
         source: &(impl ReadAt + ?Sized),
         isa: Isa,
-        range: Range<usize>,
+        indices: &[usize],
         mut place: impl FnMut(usize, &Tile, [&[u8]; 2]),
     ) -> Result<(), DecodeError> {
         let mut buffers: [Vec<u8>; MAX_STREAMS] = Default::default();
-        for first in range.clone().step_by(MAX_STREAMS) {
-            let group = first..range.end.min(first + MAX_STREAMS);
+        for group in indices.chunks(MAX_STREAMS) {
             let mut tiles = Vec::with_capacity(MAX_STREAMS);
-            for (index, buffer) in group.zip(&mut buffers) {
+            for (&index, buffer) in group.iter().zip(&mut buffers) {
                 tiles.push((index, self.stored_tile(source, index, buffer)?));
             }
             decode_strips(isa, &self.header, &self.tables, &tiles, &mut place)?;
@@ -188,7 +187,8 @@ impl Record {
         let mut loaded: Vec<Vec<u8>> = (range.clone())
             .map(|index| vec![0; self.header.raw_tile_bytes(&tiling.tile(index))])
             .collect();
-        self.for_each_strip_with(source, isa, range, |index, strip, planes| {
+        let indices: Vec<usize> = range.collect();
+        self.for_each_strip_with(source, isa, &indices, |index, strip, planes| {
             let tile = tiling.tile(index);
             let row_bytes = tile.cols * dtype.elem_bytes();
             let start = (strip.row_start - tile.row_start) * row_bytes
@@ -218,7 +218,11 @@ impl Record {
         assert_eq!(out.len() as u64, self.header.content_bytes(), "not the tensor's length");
         let (dtype, tiling) = (self.header.dtype, &self.header.tiling);
         let row_bytes = tiling.row_stride() * dtype.elem_bytes();
-        self.for_each_strip_with(source, isa, 0..tiling.n_tiles(), |_, strip, planes| {
+        // Tiles of one column have one width, and so stay in step.
+        let (across, n_tiles) = (tiling.tiles_across(), tiling.n_tiles());
+        let indices: Vec<usize> =
+            (0..across).flat_map(|col| (col..n_tiles).step_by(across)).collect();
+        self.for_each_strip_with(source, isa, &indices, |_, strip, planes| {
             let start = strip.row_start * row_bytes + strip.col_start * dtype.elem_bytes();
             let target = &mut out[start..];
             join_tile_with(isa, dtype, tiling.order(), strip, planes, target, row_bytes);

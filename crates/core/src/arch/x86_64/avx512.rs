@@ -2,12 +2,13 @@
 
 use std::arch::x86_64::*;
 
+use super::blocks::{for_each_half, join_run, split_run};
 use super::streams::{Kernel, run};
 use crate::arch::RankTable;
 use crate::arch::rank_table::RARE_START;
 use crate::coder::rans::{DecodeTable, EncodeTable, LANES, Stream};
 use crate::dtype::Dtype;
-use crate::tile::{BLOCK, BLOCK_ELEMS, Order, Tile};
+use crate::tile::{Order, Tile};
 
 /// Word `i` of the first vector for each even `i` of the pair `(a, b)` seen as
 /// one row of 64 words; used to gather low or high halves of 32-bit lanes.
@@ -469,66 +470,6 @@ pub(crate) unsafe fn join_tile(
     }
 }
 
-/// Linear order, two bytes an element.
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vbmi2")]
-fn split_run<const ROTATE: bool>(n: usize, source: &[u8], planes: &mut [u8]) -> usize {
-    let (high, low) = planes.split_at_mut(n);
-    let (words, _) = source[..2 * n].as_chunks::<2>();
-    for ((word, high), low) in words.iter().zip(high).zip(low) {
-        let word = u16::from_le_bytes(*word);
-        let word = if ROTATE { word.rotate_left(1) } else { word };
-        *high = (word >> 8) as u8;
-        *low = word as u8;
-    }
-    n
-}
-
-/// Linear order, two bytes an element.
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vbmi2")]
-fn join_run<const ROTATE: bool>(n: usize, planes: [&[u8]; 2], target: &mut [u8]) -> usize {
-    let [high, low] = planes;
-    let (words, _) = target[..2 * n].as_chunks_mut::<2>();
-    for ((word, high), low) in words.iter_mut().zip(high).zip(low) {
-        let joined = u16::from_be_bytes([*high, *low]);
-        let joined = if ROTATE { joined.rotate_right(1) } else { joined };
-        *word = joined.to_le_bytes();
-    }
-    n
-}
-
-/// The halves of every block, eight rows each: byte offset of the first row
-/// within the matrix, and index of the first element of the half's left
-/// quarter. Its right quarter is 128 elements on.
-///
-/// Calls `f(offset, at)` for each; every row of 16 elements at `offset` plus
-/// up to seven strides is inside the first `len` bytes.
-///
-/// # Panics
-///
-/// If the tile does not fit `len` bytes.
-#[inline(always)]
-fn for_each_half(
-    tile: &Tile,
-    elem_bytes: usize,
-    row_stride_bytes: usize,
-    len: usize,
-    mut f: impl FnMut(usize, usize),
-) {
-    let last_row = (tile.rows - 1).checked_mul(row_stride_bytes).expect("a row in memory");
-    assert!(
-        len.checked_sub(last_row) >= Some(tile.cols * elem_bytes),
-        "memory ends before the tile"
-    );
-    let mut at = 0;
-    for row in (0..tile.rows / BLOCK).map(|r| r * BLOCK * row_stride_bytes) {
-        for col in (0..tile.cols / BLOCK).map(|c| c * BLOCK * elem_bytes) {
-            f(row + col, at);
-            f(row + col + 8 * row_stride_bytes, at + 64);
-            at += BLOCK_ELEMS;
-        }
-    }
-}
-
 /// Fragment order, two bytes an element.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vbmi2")]
 fn split_blocks<const ROTATE: bool>(
@@ -571,6 +512,10 @@ fn four_lines(a: __m128i, b: __m128i, c: __m128i, d: __m128i) -> __m512i {
     _mm512_inserti32x4::<3>(_mm512_inserti32x4::<2>(v, c), d)
 }
 
+/// How far ahead of the block at hand its rows are fetched for writing. A
+/// strip has too many rows for the hardware to see them as streams.
+const AHEAD_BYTES: usize = 256;
+
 /// Fragment order, two bytes an element.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vbmi2")]
 fn join_blocks<const ROTATE: bool>(
@@ -596,6 +541,10 @@ fn join_blocks<const ROTATE: bool>(
                 _mm512_loadu_si512(plane.add(at + 128 * right).cast())
             };
             let quarters = [0, 1].map(|right| (quarter(high, right), quarter(low, right)));
+            for r in 0..8 {
+                let ahead = target.wrapping_add(offset + r * row_stride_bytes + AHEAD_BYTES);
+                _mm_prefetch::<_MM_HINT_ET0>(ahead.cast());
+            }
             for (h, take) in take.into_iter().enumerate() {
                 let [left, right] = quarters.map(|(high, low)| {
                     let v = _mm512_permutex2var_epi8(high, take, low);
