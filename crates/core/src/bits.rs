@@ -46,13 +46,17 @@ impl<'a> BitReader<'a> {
 
     /// The next `n_bits` (at most 32), or `None` if fewer are left.
     pub(crate) fn take(&mut self, n_bits: u32) -> Option<u32> {
-        let mut value = 0;
-        for i in 0..n_bits {
-            let byte = *self.bytes.get(self.position / 8)?;
-            value |= u32::from(byte >> (self.position % 8) & 1) << i;
-            self.position += 1;
+        let end = self.position + n_bits as usize;
+        if end > 8 * self.bytes.len() {
+            return None;
         }
-        Some(value)
+        // At most 32 bits from bit 7 of a byte on: five bytes.
+        let first = self.position / 8;
+        let bytes = &self.bytes[first..self.bytes.len().min(first + 5)];
+        let field = bytes.iter().rev().fold(0u64, |field, &byte| field << 8 | u64::from(byte));
+        let value = field >> (self.position % 8) & ((1 << n_bits) - 1);
+        self.position = end;
+        Some(value as u32)
     }
 
     /// Bytes taken in all, or `None` if the unused bits of the last are not zero.

@@ -7,18 +7,10 @@ use std::io;
 #[non_exhaustive]
 pub enum TileError {
     /// Shorter than the lane states, or the words end in half a word.
-    #[error("coded stream of {found} bytes, expected 128 and a whole number of words")]
+    #[error("coded stream of {found} bytes, expected 32 states and a whole number of words")]
     StreamBytes {
         /// Length of the stream.
         found: usize,
-    },
-    /// A lane starts below the lower bound.
-    #[error("lane {lane} starts at {found:#x}, expected at least 0x10000")]
-    State {
-        /// The lane.
-        lane: usize,
-        /// Its state.
-        found: u32,
     },
     /// The words ran out before the tile was complete.
     #[error("words ran out after {decoded} symbols of each plane")]
@@ -26,6 +18,9 @@ pub enum TileError {
         /// Symbols of each plane decoded up to the last whole step.
         decoded: usize,
     },
+    /// Unused bits behind the lane states are not zero.
+    #[error("unused bits behind the lane states are not zero")]
+    StatesPadding,
     /// All symbols are there, and words are left.
     #[error("{found} words left over, expected none")]
     WordsLeft {
@@ -59,9 +54,9 @@ pub enum TableError {
     /// The header ends inside the table.
     #[error("frequency table is cut off")]
     Truncated,
-    /// `prob_bits` out of range.
-    #[error("prob_bits is {found}, expected 12 to 14")]
-    ProbBits {
+    /// `table_bits` out of range.
+    #[error("table_bits is {found}, expected 1 to 15")]
+    TableBits {
         /// The value.
         found: u32,
     },
@@ -82,14 +77,14 @@ pub enum TableError {
         last: u8,
     },
     /// A frequency too long to be one.
-    #[error("a frequency is longer than 15 bits")]
+    #[error("a frequency is longer than 16 bits")]
     Frequency,
-    /// Frequencies do not sum to `1 << prob_bits`.
+    /// Frequencies do not sum to `1 << table_bits`.
     #[error("frequencies sum to {found}, expected {expected}")]
     Sum {
         /// The sum, or the first partial sum beyond the expected one.
         found: u32,
-        /// `1 << prob_bits`.
+        /// `1 << table_bits`.
         expected: u32,
     },
     /// Unused bits of the last byte are not zero.

@@ -9,11 +9,17 @@ use crate::error::TableError;
 /// Smallest legal `prob_bits`.
 pub const MIN_PROB_BITS: u32 = 12;
 /// Largest legal `prob_bits`.
-pub const MAX_PROB_BITS: u32 = 14;
+pub const MAX_PROB_BITS: u32 = 15;
+/// Coarsest legal resolution of the stored frequencies.
+pub const MIN_TABLE_BITS: u32 = 1;
 /// A plane is coded when its order-0 entropy, in bits a symbol, is below this.
 pub const MAX_CODED_ENTROPY: f64 = 7.9;
-/// Loss against the entropy, in bits a symbol, at which `prob_bits` is raised.
-const MAX_QUANTISATION_LOSS: f64 = 0.01;
+/// Bits a symbol that one more bit of `prob_bits` beyond 12 has to save:
+/// larger tables decode more slowly.
+const MIN_SAVING: f64 = 0.002;
+/// Planes of at most this many symbols stay at 12 bits, with which vector
+/// decoders hold their tables in registers.
+const FEW_SYMBOLS: usize = 64;
 /// Largest legal parameter of the Exp-Golomb code.
 const MAX_GOLOMB_ORDER: u32 = 12;
 
@@ -87,7 +93,7 @@ impl Histogram {
         (self.counts.iter().zip(&freqs.freqs))
             .filter(|(count, _)| **count > 0)
             .map(|(&count, &freq)| {
-                count as f64 * (f64::from(freqs.prob_bits) - f64::from(freq).log2())
+                count as f64 * (f64::from(freqs.prob_bits()) - f64::from(freq).log2())
             })
             .sum::<f64>()
             / total.max(1.0)
@@ -95,34 +101,46 @@ impl Histogram {
 }
 
 /// Integer frequencies of the symbols of a plane; they sum to `1 << prob_bits`.
+///
+/// They are stored with a resolution of `table_bits`, which is `prob_bits` or,
+/// for small tensors, coarser: a short table then saves more than exact
+/// frequencies would.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FreqTable {
-    prob_bits: u32,
+    table_bits: u32,
     freqs: [u16; 256],
 }
 
 impl FreqTable {
-    /// The table the encoder uses for a plane: the smallest `prob_bits` that
-    /// loses less than 0.01 bit a symbol against the entropy, at most 14.
+    /// The table the encoder uses for a plane: the resolution that makes table
+    /// and symbols together smallest, where each bit beyond 12 has to save
+    /// 0.002 bits a symbol, and a plane of at most 64 symbols stays at 12.
     ///
     /// `None` if the plane is empty or its entropy is 7.9 bits or more: then
     /// it is stored as it is.
     #[must_use]
     pub fn choose(histogram: &Histogram) -> Option<Self> {
-        let entropy = histogram.entropy();
-        if histogram.total() == 0 || entropy >= MAX_CODED_ENTROPY {
+        let total = histogram.total() as f64;
+        if total == 0.0 || histogram.entropy() >= MAX_CODED_ENTROPY {
             return None;
         }
-        (MIN_PROB_BITS..=MAX_PROB_BITS).map(|prob_bits| Self::quantise(histogram, prob_bits)).find(
-            |table| {
-                table.prob_bits == MAX_PROB_BITS
-                    || histogram.cost(table) - entropy < MAX_QUANTISATION_LOSS
-            },
-        )
+        let n_symbols = histogram.counts.iter().filter(|&&count| count > 0).count();
+        let bits = |table: &Self| f64::from(table.stored_bits()) + total * histogram.cost(table);
+        let mut best: Option<(f64, Self)> = None;
+        let max_bits = if n_symbols <= FEW_SYMBOLS { MIN_PROB_BITS } else { MAX_PROB_BITS };
+        for table_bits in (MIN_TABLE_BITS..=max_bits).filter(|&bits| n_symbols <= 1 << bits) {
+            let table = Self::quantise(histogram, table_bits);
+            let needed = if table_bits > MIN_PROB_BITS { total * MIN_SAVING } else { 0.0 };
+            let size = bits(&table);
+            if best.as_ref().is_none_or(|(least, _)| size + needed < *least) {
+                best = Some((size, table));
+            }
+        }
+        best.map(|(_, table)| table)
     }
 
-    /// Frequencies proportional to the counts, at least 1 for every symbol
-    /// that occurs, summing to `1 << prob_bits`.
+    /// Frequencies proportional to the counts, at least one unit for every
+    /// symbol that occurs; a unit is `1 << (prob_bits - table_bits)`.
     ///
     /// Starts from rounding down and then moves one unit at a time where it
     /// saves (or costs) least: a unit on top of `freq` is worth about
@@ -131,16 +149,17 @@ impl FreqTable {
     ///
     /// # Panics
     ///
-    /// If the histogram is empty or `prob_bits` is not in 12..=14.
+    /// If the histogram is empty, has more symbols than there are units, or
+    /// `table_bits` is not in 1..=15.
     #[must_use]
-    pub fn quantise(histogram: &Histogram, prob_bits: u32) -> Self {
-        assert!((MIN_PROB_BITS..=MAX_PROB_BITS).contains(&prob_bits), "prob_bits {prob_bits}");
+    pub fn quantise(histogram: &Histogram, table_bits: u32) -> Self {
+        assert!((MIN_TABLE_BITS..=MAX_PROB_BITS).contains(&table_bits), "table_bits {table_bits}");
         let total = u128::from(histogram.total());
         assert!(total > 0, "a histogram without symbols has no frequencies");
-        let scale = 1u32 << prob_bits;
+        let scale = 1u32 << table_bits;
         let mut freqs = histogram.counts.map(|count| match count {
             0 => 0,
-            _ => ((u128::from(count) << prob_bits) / total).max(1) as u32,
+            _ => ((u128::from(count) << table_bits) / total).max(1) as u32,
         });
         let gain = |symbol: usize, freq: u32| {
             // count / (2 freq + 1), as a fraction to compare.
@@ -167,20 +186,36 @@ impl FreqTable {
                     chosen = Some((symbol, value));
                 }
             }
-            let (symbol, _) = chosen.expect("256 symbols fit 4096 slots");
+            let (symbol, _) = chosen.expect("there are at least as many units as symbols");
             if sum < scale {
                 freqs[symbol] += 1;
             } else {
                 freqs[symbol] -= 1;
             }
         }
-        Self { prob_bits, freqs: freqs.map(|f| f as u16) }
+        Self::from_units(table_bits, freqs)
+    }
+
+    fn from_units(table_bits: u32, units: [u32; 256]) -> Self {
+        let table = Self { table_bits, freqs: [0; 256] };
+        Self { freqs: units.map(|units| (units << table.shift()) as u16), ..table }
     }
 
     /// Frequencies sum to `1 << prob_bits`.
     #[must_use]
     pub const fn prob_bits(&self) -> u32 {
-        self.prob_bits
+        if self.table_bits > MIN_PROB_BITS { self.table_bits } else { MIN_PROB_BITS }
+    }
+
+    /// Resolution of the stored frequencies, at most `prob_bits`.
+    #[must_use]
+    pub const fn table_bits(&self) -> u32 {
+        self.table_bits
+    }
+
+    /// Every frequency is a multiple of `1 << shift`.
+    const fn shift(&self) -> u32 {
+        self.prob_bits() - self.table_bits
     }
 
     /// Frequency of each symbol, 0 if it does not occur.
@@ -210,32 +245,44 @@ impl FreqTable {
         starts
     }
 
-    /// Writes the table (spec section 5.2): `prob_bits`, order `k` of the
-    /// code, first and last symbol, then the frequencies between them in
-    /// Exp-Golomb code of order `k`, the order that takes fewest bits.
-    pub(crate) fn write(&self, out: &mut Vec<u8>) {
+    /// First and last symbol, the units of all between them, and the order of
+    /// the Exp-Golomb code that takes fewest bits.
+    fn stored(&self) -> (usize, usize, Vec<u32>, u32) {
         let first = self.freqs.iter().position(|&f| f > 0).expect("some symbol occurs");
         let last = self.freqs.iter().rposition(|&f| f > 0).expect("some symbol occurs");
-        let span = &self.freqs[first..=last];
-        let bits = |k: u32| span.iter().map(|&f| golomb_bits(u32::from(f), k)).sum::<u32>();
+        let units: Vec<u32> =
+            self.freqs[first..=last].iter().map(|&f| u32::from(f) >> self.shift()).collect();
+        let bits = |k: u32| units.iter().map(|&u| golomb_bits(u, k)).sum::<u32>();
         let order = (0..=MAX_GOLOMB_ORDER).min_by_key(|&k| bits(k)).expect("not empty");
+        (first, last, units, order)
+    }
+
+    /// Bits that [`FreqTable::write`] writes.
+    fn stored_bits(&self) -> u32 {
+        let (_, _, units, order) = self.stored();
+        24 + units.iter().map(|&u| golomb_bits(u, order)).sum::<u32>()
+    }
+
+    /// Writes the table (spec section 5.2): `table_bits`, order `k` of the
+    /// code, first and last symbol, then the frequencies between them, in
+    /// units, in Exp-Golomb code of order `k`.
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
+        let (first, last, units, order) = self.stored();
         let mut writer = BitWriter::new(out);
-        writer.put(self.prob_bits, 4);
+        writer.put(self.table_bits, 4);
         writer.put(order, 4);
         writer.put(first as u32, 8);
         writer.put(last as u32, 8);
-        for &freq in span {
-            put_golomb(&mut writer, u32::from(freq), order);
-        }
+        units.into_iter().for_each(|units| put_golomb(&mut writer, units, order));
         writer.finish();
     }
 
     /// Reads what [`FreqTable::write`] wrote; returns the table and the bytes read.
     pub(crate) fn read(bytes: &[u8]) -> Result<(Self, usize), TableError> {
         let mut reader = BitReader::new(bytes);
-        let prob_bits = reader.take(4).ok_or(TableError::Truncated)?;
-        if !(MIN_PROB_BITS..=MAX_PROB_BITS).contains(&prob_bits) {
-            return Err(TableError::ProbBits { found: prob_bits });
+        let table_bits = reader.take(4).ok_or(TableError::Truncated)?;
+        if !(MIN_TABLE_BITS..=MAX_PROB_BITS).contains(&table_bits) {
+            return Err(TableError::TableBits { found: table_bits });
         }
         let order = reader.take(4).ok_or(TableError::Truncated)?;
         if order > MAX_GOLOMB_ORDER {
@@ -243,27 +290,26 @@ impl FreqTable {
         }
         let first = reader.take(8).ok_or(TableError::Truncated)? as usize;
         let last = reader.take(8).ok_or(TableError::Truncated)? as usize;
+        let bad_range = TableError::SymbolRange { first: first as u8, last: last as u8 };
         if first > last {
-            return Err(TableError::SymbolRange { first: first as u8, last: last as u8 });
+            return Err(bad_range);
         }
-        let mut freqs = [0; 256];
-        let mut sum = 0;
-        for freq in &mut freqs[first..=last] {
-            let value = take_golomb(&mut reader, order)?;
-            sum += value;
-            if sum > 1 << prob_bits {
-                return Err(TableError::Sum { found: sum, expected: 1 << prob_bits });
+        let (mut units, mut sum) = ([0; 256], 0);
+        for units in &mut units[first..=last] {
+            *units = take_golomb(&mut reader, order)?;
+            sum += *units;
+            if sum > 1 << table_bits {
+                return Err(TableError::Sum { found: sum, expected: 1 << table_bits });
             }
-            *freq = value as u16;
         }
-        if sum != 1 << prob_bits {
-            return Err(TableError::Sum { found: sum, expected: 1 << prob_bits });
+        if sum != 1 << table_bits {
+            return Err(TableError::Sum { found: sum, expected: 1 << table_bits });
         }
-        if freqs[first] == 0 || freqs[last] == 0 {
-            return Err(TableError::SymbolRange { first: first as u8, last: last as u8 });
+        if units[first] == 0 || units[last] == 0 {
+            return Err(bad_range);
         }
         let n_bytes = reader.finish().ok_or(TableError::Padding)?;
-        Ok((Self { prob_bits, freqs }, n_bytes))
+        Ok((Self::from_units(table_bits, units), n_bytes))
     }
 }
 
@@ -286,8 +332,8 @@ fn take_golomb(reader: &mut BitReader<'_>, k: u32) -> Result<u32, TableError> {
     let mut b = k;
     while reader.take(1).ok_or(TableError::Truncated)? == 0 {
         b += 1;
-        // A frequency has at most 15 bits, and so has v here.
-        if b > MAX_PROB_BITS + 1 {
+        // Units are at most 2^15, so v has at most 16 bits here.
+        if b > MAX_PROB_BITS {
             return Err(TableError::Frequency);
         }
     }
@@ -320,15 +366,17 @@ mod tests {
 
     #[test]
     fn every_symbol_that_occurs_gets_a_slot_and_the_sum_is_exact() {
-        for prob_bits in MIN_PROB_BITS..=MAX_PROB_BITS {
+        for table_bits in 8..=MAX_PROB_BITS {
             for h in [
                 histogram(&[(7, 1)]),
                 histogram(&[(0, u64::MAX >> 1), (255, 1)]),
                 Histogram { counts: std::array::from_fn(|i| 1 + i as u64 * i as u64) },
                 Histogram { counts: [1 << 40; 256] },
             ] {
-                let table = FreqTable::quantise(&h, prob_bits);
-                assert_eq!(table.freqs.iter().map(|&f| u32::from(f)).sum::<u32>(), 1 << prob_bits);
+                let table = FreqTable::quantise(&h, table_bits);
+                let sum: u32 = table.freqs.iter().map(|&f| u32::from(f)).sum();
+                assert_eq!(sum, 1 << table.prob_bits());
+                assert_eq!(table.prob_bits(), table_bits.max(12));
                 for (count, freq) in h.counts.iter().zip(&table.freqs) {
                     assert_eq!(*count > 0, *freq > 0);
                 }
@@ -343,6 +391,7 @@ mod tests {
         assert!(FreqTable::choose(&Histogram::default()).is_none());
         let table = FreqTable::choose(&histogram(&[(3, 5), (9, 70)])).unwrap();
         assert_eq!(table.prob_bits(), 12);
+        assert_eq!(table.table_bits(), 3);
         assert_eq!(table.ranked(), [9, 3]);
         assert_eq!(table.starts()[3], table.freqs()[9]);
     }

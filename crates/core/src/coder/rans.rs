@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 use crate::arch;
+use crate::bits::{BitReader, BitWriter};
 use crate::error::TileError;
 use crate::isa::Isa;
 use crate::model::FreqTable;
@@ -24,8 +25,8 @@ use crate::model::FreqTable;
 pub const LANES: usize = 32;
 /// A state is never below this between symbols.
 pub const STATE_LOWER_BOUND: u32 = 1 << 16;
-/// Bytes of the lane states at the head of a tile's stream.
-pub const STATES_BYTES: usize = 4 * LANES;
+/// Fewest bytes that the lane states take at the head of a tile's stream.
+pub const MIN_STATES_BYTES: usize = LANES / 2 + 2 * LANES;
 /// Bytes of a word, the unit in which states are refilled.
 pub const WORD_BYTES: usize = 2;
 /// Symbols that travel in the final states: two a lane.
@@ -65,8 +66,8 @@ pub struct DecodeTable {
     /// `start << 16 | freq` of each symbol.
     pub(crate) intervals: Box<[u32; 256]>,
     /// `(freq - 1) << 20 | (slot - start) << 8 | symbol` of each slot; only if
-    /// `prob_bits` is 12, so that the three fit.
-    pub(crate) slots: Option<Box<[u32; 4096]>>,
+    /// no frequency is above 4,096, so that the three fit.
+    pub(crate) slots: Option<Box<[u32]>>,
     /// Tables small enough for vector registers, if the plane allows it.
     pub(crate) ranks: Option<Box<arch::RankTable>>,
 }
@@ -76,7 +77,7 @@ impl DecodeTable {
     ///
     /// # Cost
     ///
-    /// Fills `1 << prob_bits` slots: microseconds, and at most 36 KiB.
+    /// Fills `1 << prob_bits` slots: microseconds, and at most 161 KiB.
     #[must_use]
     pub fn new(freqs: &FreqTable) -> Self {
         let prob_bits = freqs.prob_bits();
@@ -86,16 +87,15 @@ impl DecodeTable {
             let freq = freqs.freqs()[usize::from(symbol)];
             symbols.resize(symbols.len() + usize::from(freq), symbol);
         }
-        symbols.resize(symbols.len() + GATHER_PADDING, 0);
-        let slots = (prob_bits == 12).then(|| {
-            let mut slots = Box::new([0; 4096]);
-            for (slot, entry) in slots.iter_mut().enumerate() {
-                let interval = intervals[usize::from(symbols[slot])];
+        let slots = freqs.freqs().iter().all(|&freq| freq <= 1 << 12).then(|| {
+            let entry = |(slot, &symbol): (usize, &u8)| {
+                let interval = intervals[usize::from(symbol)];
                 let (start, freq) = (interval >> 16, interval & 0xFFFF);
-                *entry = (freq - 1) << 20 | (slot as u32 - start) << 8 | u32::from(symbols[slot]);
-            }
-            slots
+                (freq - 1) << 20 | (slot as u32 - start) << 8 | u32::from(symbol)
+            };
+            symbols.iter().enumerate().map(entry).collect()
         });
+        symbols.resize(symbols.len() + GATHER_PADDING, 0);
         Self {
             prob_bits,
             symbols: symbols.into_boxed_slice(),
@@ -114,6 +114,35 @@ impl DecodeTable {
 pub const fn tail_symbols(n_elems: usize, n_planes: usize) -> usize {
     let share = TAIL_BYTES / n_planes;
     if n_elems < share { n_elems } else { share }
+}
+
+/// Writes the states: first, in half a byte each, the number of bits beyond 17
+/// (a state has 17 to 32); then, bit after bit, each state without its leading
+/// one. States are spread evenly on a logarithmic scale, so this saves 18 of
+/// the 128 bytes they would take. (Spec section 5.3.)
+fn write_states(states: &[u32; LANES], out: &mut Vec<u8>) {
+    let extra = |state: u32| state.ilog2() - 16;
+    out.extend(states.as_chunks::<2>().0.iter().map(|&[a, b]| (extra(a) | extra(b) << 4) as u8));
+    let mut writer = BitWriter::new(out);
+    for &state in states {
+        let n_bits = state.ilog2();
+        writer.put(state - (1 << n_bits), n_bits);
+    }
+    writer.finish();
+}
+
+/// Reads what [`write_states`] wrote; returns what follows.
+fn read_states(stream: &[u8]) -> Result<([u32; LANES], &[u8]), TileError> {
+    let truncated = TileError::StreamBytes { found: stream.len() };
+    let (lengths, rest) = stream.split_at_checked(LANES / 2).ok_or(truncated.clone())?;
+    let mut reader = BitReader::new(rest);
+    let mut states = [0; LANES];
+    for (lane, state) in states.iter_mut().enumerate() {
+        let n_bits = 16 + u32::from(lengths[lane / 2] >> (4 * (lane % 2)) & 0xF);
+        *state = reader.take(n_bits).ok_or(truncated.clone())? | 1 << n_bits;
+    }
+    let n_bytes = reader.finish().ok_or(TileError::StatesPadding)?;
+    Ok((states, &rest[n_bytes..]))
 }
 
 /// Appends the stream of one tile to `out`: 32 states, then the words.
@@ -145,7 +174,7 @@ pub fn encode_with(
     let mut words = vec![0u16; n_coded * planes.len()];
     let first = encode_steps(isa, &mut states, planes, tables, n_coded, &mut words)
         .ok_or_else(|| unknown_symbol(planes, tables))?;
-    out.extend(states.iter().flat_map(|s| s.to_le_bytes()));
+    write_states(&states, out);
     out.extend(words[first..].iter().flat_map(|w| w.to_le_bytes()));
     Ok(())
 }
@@ -212,19 +241,11 @@ impl<'a> Cursor<'a> {
     ///
     /// # Errors
     ///
-    /// If the states are incomplete or out of range, or half a word follows.
+    /// If the states are incomplete, or half a word follows.
     pub fn start(stream: &'a [u8]) -> Result<Self, TileError> {
-        let Some((head, words)) = stream.split_at_checked(STATES_BYTES) else {
-            return Err(TileError::StreamBytes { found: stream.len() });
-        };
+        let (states, words) = read_states(stream)?;
         if words.len() % WORD_BYTES != 0 {
             return Err(TileError::StreamBytes { found: stream.len() });
-        }
-        let states: [u32; LANES] = std::array::from_fn(|lane| {
-            u32::from_le_bytes(head[4 * lane..4 * lane + 4].try_into().expect("four bytes"))
-        });
-        if let Some(lane) = states.iter().position(|&s| s < STATE_LOWER_BOUND) {
-            return Err(TileError::State { lane, found: states[lane] });
         }
         Ok(Self { states, words, n_decoded: 0 })
     }

@@ -16,7 +16,7 @@
 
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::coder::rans::STATES_BYTES;
+use crate::coder::rans::MIN_STATES_BYTES;
 use crate::dtype::Dtype;
 use crate::error::DecodeError;
 use crate::model::FreqTable;
@@ -276,7 +276,7 @@ impl RecordHeader {
             let max = self.raw_tile_bytes(&tile);
             let min = match self.n_coded() {
                 0 => max,
-                _ => max.min(self.raw_plane_bytes(&tile) + STATES_BYTES),
+                _ => max.min(self.raw_plane_bytes(&tile) + MIN_STATES_BYTES),
             };
             let found = n_bytes as usize;
             if !(min..=max).contains(&found) {

@@ -2,7 +2,7 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::coder::rans::{self, EncodeTable, STATES_BYTES, TAIL_BYTES};
+use crate::coder::rans::{self, EncodeTable, TAIL_BYTES};
 use crate::dtype::Dtype;
 use crate::error::EncodeError;
 use crate::isa::Isa;
@@ -10,6 +10,9 @@ use crate::model::{FreqTable, Histogram};
 use crate::record::header::{RecordHeader, TileEntry};
 use crate::split::split_tile_with;
 use crate::tile::{Order, TILE_ELEMS, Tile, Tiling};
+
+/// Bytes that the lane states of a tile take on average.
+const MEAN_STATES_BYTES: usize = 110;
 
 /// What the encoder has to know of a tensor before its first tile: how often
 /// each byte occurs in each plane.
@@ -103,7 +106,7 @@ impl TensorStatistics {
                 saved_bytes += histogram.total() as f64 * bits_saved / 8.0 - written.len() as f64;
             }
         }
-        let states_bytes = (n_tiles * (STATES_BYTES - TAIL_BYTES)) as f64;
+        let states_bytes = (n_tiles * (MEAN_STATES_BYTES - TAIL_BYTES)) as f64;
         if saved_bytes > states_bytes { tables } else { [None, None] }
     }
 }

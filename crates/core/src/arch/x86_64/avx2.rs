@@ -108,19 +108,17 @@ unsafe fn steps<const P: usize>(tables: [&DecodeTable; P], k: &mut Kernel<1, P>,
 #[inline]
 #[target_feature(enable = "avx2")]
 fn decode_symbol(table: &DecodeTable, state: __m256i) -> (__m256i, __m256i) {
+    let slot = _mm256_and_si256(state, _mm256_set1_epi32((1 << table.prob_bits) - 1));
+    let quotient = _mm256_srl_epi32(state, _mm_cvtsi32_si128(table.prob_bits as i32));
     if let Some(slots) = &table.slots {
-        let mask = _mm256_set1_epi32(0xFFF);
-        let slot = _mm256_and_si256(state, mask);
-        // SAFETY: a slot has 12 bits, the table 4,096 entries.
+        // SAFETY: a slot is below `1 << prob_bits`, the number of entries.
         let entry = unsafe { _mm256_i32gather_epi32::<4>(slots.as_ptr().cast(), slot) };
         let freq = _mm256_add_epi32(_mm256_srli_epi32::<20>(entry), _mm256_set1_epi32(1));
-        let offset = _mm256_and_si256(_mm256_srli_epi32::<8>(entry), mask);
-        let product = _mm256_mullo_epi32(freq, _mm256_srli_epi32::<12>(state));
+        let offset = _mm256_and_si256(_mm256_srli_epi32::<8>(entry), _mm256_set1_epi32(0xFFF));
+        let product = _mm256_mullo_epi32(freq, quotient);
         let symbol = _mm256_and_si256(entry, _mm256_set1_epi32(0xFF));
         return (_mm256_add_epi32(product, offset), symbol);
     }
-    let mask = _mm256_set1_epi32((1 << table.prob_bits) - 1);
-    let slot = _mm256_and_si256(state, mask);
     // SAFETY: a slot is below `1 << prob_bits`, and three bytes follow the symbols.
     let symbol = unsafe { _mm256_i32gather_epi32::<1>(table.symbols.as_ptr().cast(), slot) };
     let symbol = _mm256_and_si256(symbol, _mm256_set1_epi32(0xFF));
@@ -128,7 +126,6 @@ fn decode_symbol(table: &DecodeTable, state: __m256i) -> (__m256i, __m256i) {
     let interval = unsafe { _mm256_i32gather_epi32::<4>(table.intervals.as_ptr().cast(), symbol) };
     let freq = _mm256_and_si256(interval, _mm256_set1_epi32(0xFFFF));
     let offset = _mm256_sub_epi32(slot, _mm256_srli_epi32::<16>(interval));
-    let quotient = _mm256_srl_epi32(state, _mm_cvtsi32_si128(table.prob_bits as i32));
     (_mm256_add_epi32(_mm256_mullo_epi32(freq, quotient), offset), symbol)
 }
 

@@ -271,18 +271,17 @@ unsafe fn gather_steps<const N: usize, const P: usize>(
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn gather_symbol(table: &DecodeTable, state: __m512i) -> (__m512i, __m128i) {
+    let prob_bits = _mm_cvtsi32_si128(table.prob_bits as i32);
+    let slot = _mm512_and_si512(state, _mm512_set1_epi32((1 << table.prob_bits) - 1));
+    let quotient = _mm512_srl_epi32(state, prob_bits);
     if let Some(slots) = &table.slots {
-        let slot = _mm512_and_si512(state, _mm512_set1_epi32(0xFFF));
-        // SAFETY: a slot has 12 bits, the table 4,096 entries.
+        // SAFETY: a slot is below `1 << prob_bits`, the number of entries.
         let entry = unsafe { _mm512_i32gather_epi32::<4>(slot, slots.as_ptr().cast()) };
         let freq = _mm512_add_epi32(_mm512_srli_epi32::<20>(entry), _mm512_set1_epi32(1));
         let offset = _mm512_and_si512(_mm512_srli_epi32::<8>(entry), _mm512_set1_epi32(0xFFF));
-        let product = _mm512_mullo_epi32(freq, _mm512_srli_epi32::<12>(state));
+        let product = _mm512_mullo_epi32(freq, quotient);
         return (_mm512_add_epi32(product, offset), _mm512_cvtepi32_epi8(entry));
     }
-    let prob_bits = _mm_cvtsi32_si128(table.prob_bits as i32);
-    let mask = _mm512_set1_epi32((1 << table.prob_bits) - 1);
-    let slot = _mm512_and_si512(state, mask);
     // SAFETY: a slot is below `1 << prob_bits`, and three bytes follow the symbols.
     let symbol = unsafe { _mm512_i32gather_epi32::<1>(slot, table.symbols.as_ptr().cast()) };
     let symbol = _mm512_and_si512(symbol, _mm512_set1_epi32(0xFF));
@@ -290,7 +289,7 @@ fn gather_symbol(table: &DecodeTable, state: __m512i) -> (__m512i, __m128i) {
     let interval = unsafe { _mm512_i32gather_epi32::<4>(symbol, table.intervals.as_ptr().cast()) };
     let freq = _mm512_and_si512(interval, _mm512_set1_epi32(0xFFFF));
     let offset = _mm512_sub_epi32(slot, _mm512_srli_epi32::<16>(interval));
-    let product = _mm512_mullo_epi32(freq, _mm512_srl_epi32(state, prob_bits));
+    let product = _mm512_mullo_epi32(freq, quotient);
     (_mm512_add_epi32(product, offset), _mm512_cvtepi32_epi8(symbol))
 }
 
