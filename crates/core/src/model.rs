@@ -44,17 +44,22 @@ impl Histogram {
     /// One pass, about a cycle a symbol: four tables, so that runs of one
     /// symbol do not wait for each other's store.
     pub fn add(&mut self, symbols: &[u8]) {
+        self.add_mapped(symbols, |symbol| symbol);
+    }
+
+    /// Counts `symbol(item)` of every item.
+    pub(crate) fn add_mapped<T: Copy>(&mut self, items: &[T], symbol: impl Fn(T) -> u8) {
         // u32 cannot overflow within a piece of this size.
-        for piece in symbols.chunks(1 << 30) {
+        for piece in items.chunks(1 << 30) {
             let mut tables = [[0u32; 256]; 4];
             let (quads, rest) = piece.as_chunks::<4>();
             for quad in quads {
-                for (table, &symbol) in tables.iter_mut().zip(quad) {
-                    table[usize::from(symbol)] += 1;
+                for (table, &item) in tables.iter_mut().zip(quad) {
+                    table[usize::from(symbol(item))] += 1;
                 }
             }
-            for &symbol in rest {
-                tables[0][usize::from(symbol)] += 1;
+            for &item in rest {
+                tables[0][usize::from(symbol(item))] += 1;
             }
             for (symbol, count) in self.counts.iter_mut().enumerate() {
                 *count += tables.iter().map(|t| u64::from(t[symbol])).sum::<u64>();

@@ -8,7 +8,7 @@ pub(crate) mod rank_table;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-pub(crate) use rank_table::RankTable;
+pub(crate) use rank_table::{EncodeRanks, RankTable};
 
 use crate::coder::rans::{DecodeTable, EncodeTable, LANES, MAX_STREAMS, Stream};
 use crate::dtype::Dtype;

@@ -87,6 +87,40 @@ impl RankTable {
     }
 }
 
+/// What an encoder needs of a plane of few symbols, for vector registers.
+#[derive(Debug, Clone)]
+#[repr(C, align(64))]
+pub(crate) struct EncodeRanks {
+    /// Rank of each symbol, [`UNKNOWN_RANK`] if it does not occur.
+    pub(crate) ranks: [u8; 256],
+    /// Frequency of each rank, 0 for the unknown one.
+    pub(crate) freqs: [u16; MAX_RANKS],
+    /// First slot of each rank.
+    pub(crate) starts: [u16; MAX_RANKS],
+}
+
+/// Rank of a symbol without a frequency.
+const UNKNOWN_RANK: u8 = MAX_RANKS as u8 - 1;
+
+impl EncodeRanks {
+    /// The table, or `None` if there are more than 63 symbols.
+    pub(crate) fn new(freqs: &FreqTable) -> Option<Self> {
+        let ranked = freqs.ranked();
+        if ranked.len() > usize::from(UNKNOWN_RANK) {
+            return None;
+        }
+        let starts = freqs.starts();
+        let mut table =
+            Self { ranks: [UNKNOWN_RANK; 256], freqs: [0; MAX_RANKS], starts: [0; MAX_RANKS] };
+        for (rank, symbol) in ranked.into_iter().map(usize::from).enumerate() {
+            table.ranks[symbol] = rank as u8;
+            table.freqs[rank] = freqs.freqs()[symbol];
+            table.starts[rank] = starts[symbol];
+        }
+        Some(table)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

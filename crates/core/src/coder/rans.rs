@@ -38,13 +38,19 @@ pub struct EncodeTable {
     pub(crate) prob_bits: u32,
     /// `start << 16 | freq` of each symbol; 0 if it does not occur.
     pub(crate) intervals: [u32; 256],
+    /// The same for vector registers, if the plane has few symbols.
+    pub(crate) ranks: Option<Box<arch::EncodeRanks>>,
 }
 
 impl EncodeTable {
     /// The encoder's view of a frequency table.
     #[must_use]
     pub fn new(freqs: &FreqTable) -> Self {
-        Self { prob_bits: freqs.prob_bits(), intervals: intervals(freqs) }
+        Self {
+            prob_bits: freqs.prob_bits(),
+            intervals: intervals(freqs),
+            ranks: arch::EncodeRanks::new(freqs).map(Box::new),
+        }
     }
 }
 

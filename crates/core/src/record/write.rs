@@ -9,7 +9,7 @@ use crate::isa::Isa;
 use crate::model::{FreqTable, Histogram};
 use crate::record::header::{RecordHeader, TileEntry};
 use crate::split::split_tile_with;
-use crate::tile::{Order, TILE_ELEMS, Tile, Tiling};
+use crate::tile::Tiling;
 
 /// Bytes that the lane states of a tile take on average.
 const MEAN_STATES_BYTES: usize = 110;
@@ -35,23 +35,18 @@ impl TensorStatistics {
     /// # Panics
     ///
     /// If `bytes` ends inside an element.
-    pub fn add_with(&mut self, isa: Isa, bytes: &[u8]) {
-        let elem_bytes = self.dtype.elem_bytes();
-        assert_eq!(bytes.len() % elem_bytes, 0, "half an element");
-        if !self.dtype.is_codable(0) {
-            return;
-        }
-        let mut planes = vec![0; bytes.len().min(TILE_ELEMS * elem_bytes)];
-        for piece in bytes.chunks(TILE_ELEMS * elem_bytes) {
-            let n = piece.len() / elem_bytes;
-            let planes = &mut planes[..piece.len()];
-            let run = Tile { row_start: 0, col_start: 0, rows: 1, cols: n };
-            split_tile_with(isa, self.dtype, Order::Linear, &run, piece, 0, planes);
-            for (p, plane) in planes.chunks(n).enumerate() {
-                if self.dtype.is_codable(p) {
-                    self.histograms[p].add(plane);
-                }
+    pub fn add(&mut self, bytes: &[u8]) {
+        let (words, rest) = bytes.as_chunks::<2>();
+        assert!(self.dtype.elem_bytes() == 1 || rest.is_empty(), "half an element");
+        let word = u16::from_le_bytes;
+        match self.dtype {
+            Dtype::Opaque => {}
+            Dtype::Bf16 => self.histograms[0].add_mapped(words, |w| (word(w) >> 7) as u8),
+            Dtype::F16 => {
+                self.histograms[0].add_mapped(words, |[_, high]| high);
+                self.histograms[1].add_mapped(words, |[low, _]| low);
             }
+            Dtype::F8E4M3 | Dtype::F8E5M2 | Dtype::I8 | Dtype::U8 => self.histograms[0].add(bytes),
         }
     }
 
@@ -303,7 +298,7 @@ pub fn encode_record(
         });
     }
     let mut statistics = TensorStatistics::new(dtype);
-    statistics.add_with(isa, data);
+    statistics.add(data);
     let writer = RecordWriter::new(shape, &statistics, *blake3::hash(data).as_bytes())?;
     let tiling = *writer.tiling();
     let row_stride_bytes = tiling.row_stride() * dtype.elem_bytes();

@@ -285,10 +285,13 @@ fn join_blocks<const ROTATE: bool>(
                     }
                 };
                 // Four rows of even columns, then of odd ones, as 16-bit words.
-                let [even, odd] = [0, 1].map(|odd| {
+                let words = |odd: usize| {
                     let (low, high) = (part(low, odd), part(high, odd));
-                    [_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high)].map(rotate)
-                });
+                    let (first, second) =
+                        (_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high));
+                    [rotate(first), rotate(second)]
+                };
+                let (even, odd) = (words(0), words(1));
                 for r in 0..2 {
                     let line = target.add(offset + (4 * rows + 2 * r) * row_stride_bytes);
                     let v = _mm256_unpacklo_epi16(even[r], odd[r]);

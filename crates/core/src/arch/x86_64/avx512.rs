@@ -4,8 +4,8 @@ use std::arch::x86_64::*;
 
 use super::blocks::{for_each_half, join_run, split_run};
 use super::streams::{Kernel, run};
-use crate::arch::RankTable;
 use crate::arch::rank_table::RARE_START;
+use crate::arch::{EncodeRanks, RankTable};
 use crate::coder::rans::{DecodeTable, EncodeTable, LANES, Stream};
 use crate::dtype::Dtype;
 use crate::tile::{Order, Tile};
@@ -309,39 +309,123 @@ pub(crate) unsafe fn encode_whole_steps(
     words: &mut [u16],
     next: &mut usize,
 ) -> bool {
+    match (planes, tables) {
+        ([plane], [EncodeTable { prob_bits, ranks: Some(ranks), .. }]) => {
+            let look_up = rank_intervals(ranks);
+            encode_steps(states, [plane], [*prob_bits], words, next, |_, symbols| look_up(symbols))
+        }
+        ([plane], [table]) => {
+            let tables = [*table];
+            let prob_bits = [table.prob_bits];
+            encode_steps(states, [plane], prob_bits, words, next, |p, symbols| {
+                gather_intervals(tables[p], symbols)
+            })
+        }
+        ([first, second], [a, b]) => {
+            let tables = [*a, *b];
+            let prob_bits = [a.prob_bits, b.prob_bits];
+            encode_steps(states, [first, second], prob_bits, words, next, |p, symbols| {
+                gather_intervals(tables[p], symbols)
+            })
+        }
+        _ => unreachable!("one or two planes, each with its table"),
+    }
+}
+
+/// Frequencies and starts of one step's symbols, lanes 0 to 15 and 16 to 31.
+type Intervals = ([__m512i; 2], [__m512i; 2]);
+
+/// Looks symbols up in registers.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
+fn rank_intervals(table: &EncodeRanks) -> impl Fn(&[u8; LANES]) -> Intervals + use<> {
+    let part = |i: usize| load::<u8, 64>(table.ranks[64 * i..][..64].try_into().expect("64"));
+    let ranks = [part(0), part(1), part(2), part(3)];
+    let halves = |array: &[u16; 64]| {
+        [0, 32].map(|i| load::<u16, 32>(array[i..][..32].try_into().expect("32")))
+    };
+    let (freqs, starts) = (halves(&table.freqs), halves(&table.starts));
+    move |symbols| {
+        // SAFETY: 32 bytes; the features are those of the enclosing function.
+        unsafe {
+            let symbol = _mm512_cvtepu8_epi16(_mm256_loadu_si256(symbols.as_ptr().cast()));
+            // Lookups happen in the low byte of each word; the high ones stay zero.
+            let low_bytes = 0x5555_5555_5555_5555;
+            let low = _mm512_maskz_permutex2var_epi8(low_bytes, ranks[0], symbol, ranks[1]);
+            let high = _mm512_maskz_permutex2var_epi8(low_bytes, ranks[2], symbol, ranks[3]);
+            let is_high = _mm512_test_epi16_mask(symbol, _mm512_set1_epi16(0x80));
+            let rank = _mm512_mask_mov_epi16(low, is_high, high);
+            let widen = |v: __m512i| {
+                [
+                    _mm512_cvtepu16_epi32(_mm512_castsi512_si256(v)),
+                    _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64::<1>(v)),
+                ]
+            };
+            (
+                widen(_mm512_permutex2var_epi16(freqs[0], rank, freqs[1])),
+                widen(_mm512_permutex2var_epi16(starts[0], rank, starts[1])),
+            )
+        }
+    }
+}
+
+/// Gathers the intervals of symbols from memory.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn gather_intervals(table: &EncodeTable, symbols: &[u8; LANES]) -> Intervals {
+    let gather = |first: usize| {
+        // SAFETY: 32 symbols; a symbol is below 256.
+        unsafe {
+            let symbol = _mm_loadu_si128(symbols.as_ptr().add(first).cast());
+            let symbol = _mm512_cvtepu8_epi32(symbol);
+            _mm512_i32gather_epi32::<4>(symbol, table.intervals.as_ptr().cast())
+        }
+    };
+    let (a, b) = (gather(0), gather(16));
+    let low = _mm512_set1_epi32(0xFFFF);
+    (
+        [_mm512_and_si512(a, low), _mm512_and_si512(b, low)],
+        [_mm512_srli_epi32::<16>(a), _mm512_srli_epi32::<16>(b)],
+    )
+}
+
+/// `look_up(p, symbols)` gives the intervals of symbols of plane `p`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
+fn encode_steps<const P: usize>(
+    states: &mut [u32; LANES],
+    planes: [&[u8]; P],
+    prob_bits: [u32; P],
+    words: &mut [u16],
+    next: &mut usize,
+    look_up: impl Fn(usize, &[u8; LANES]) -> Intervals,
+) -> bool {
     let even = load(&EVEN_WORDS);
     let mut state = [0, 16].map(|h| load::<u32, 16>(states[h..h + 16].try_into().expect("16")));
     let mut unknown = 0;
     for first in (0..planes[0].len() / LANES).rev().map(|step| step * LANES) {
-        for (plane, table) in planes.iter().zip(tables).rev() {
-            let symbols: &[u8; LANES] = plane[first..first + LANES].try_into().expect("32");
-            let mut refill = [0; 2];
-            let mut interval = [_mm512_setzero_si512(); 2];
+        for p in (0..P).rev() {
+            let symbols = planes[p][first..first + LANES].try_into().expect("32");
+            let (freq, start) = look_up(p, symbols);
+            let shift = _mm_cvtsi32_si128(32 - prob_bits[p] as i32);
+            let mut full = [0u16; 2];
             for h in 0..2 {
-                // SAFETY: 32 symbols; a symbol is below 256.
-                interval[h] = unsafe {
-                    let symbol = _mm_loadu_si128(symbols.as_ptr().add(16 * h).cast());
-                    let symbol = _mm512_cvtepu8_epi32(symbol);
-                    _mm512_i32gather_epi32::<4>(symbol, table.intervals.as_ptr().cast())
-                };
-                let freq = _mm512_and_si512(interval[h], _mm512_set1_epi32(0xFFFF));
-                unknown |= _mm512_testn_epi32_mask(freq, freq);
-                let shift = _mm_cvtsi32_si128(32 - table.prob_bits as i32);
-                refill[h] = _mm512_cmpge_epu32_mask(_mm512_srl_epi32(state[h], shift), freq);
+                unknown |= _mm512_testn_epi32_mask(freq[h], freq[h]);
+                full[h] = _mm512_cmpge_epu32_mask(_mm512_srl_epi32(state[h], shift), freq[h]);
             }
             // Words of the lanes that are full, in lane order.
-            let mask = u32::from(refill[0]) | u32::from(refill[1]) << 16;
-            let full = _mm512_permutex2var_epi16(state[0], even, state[1]);
-            let full = _mm512_maskz_compress_epi16(mask, full);
+            let mask = u32::from(full[0]) | u32::from(full[1]) << 16;
+            let word = _mm512_permutex2var_epi16(state[0], even, state[1]);
+            let word = _mm512_maskz_compress_epi16(mask, word);
             let n = mask.count_ones();
             *next -= n as usize;
             let target = &mut words[*next..*next + n as usize];
             let lanes = ((1u64 << n) - 1) as u32;
             // SAFETY: the mask keeps the store inside `target`.
-            unsafe { _mm512_mask_storeu_epi16(target.as_mut_ptr().cast(), lanes, full) };
+            unsafe { _mm512_mask_storeu_epi16(target.as_mut_ptr().cast(), lanes, word) };
             for h in 0..2 {
-                let x = _mm512_mask_srli_epi32::<16>(state[h], refill[h], state[h]);
-                state[h] = encode_symbol(table.prob_bits, interval[h], x);
+                let x = _mm512_mask_srli_epi32::<16>(state[h], full[h], state[h]);
+                state[h] = encode_symbol(prob_bits[p], freq[h], start[h], x);
             }
         }
     }
@@ -358,8 +442,7 @@ pub(crate) unsafe fn encode_whole_steps(
 /// than one and by at most one after truncation; the remainder tells.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
-fn encode_symbol(prob_bits: u32, interval: __m512i, x: __m512i) -> __m512i {
-    let freq = _mm512_and_si512(interval, _mm512_set1_epi32(0xFFFF));
+fn encode_symbol(prob_bits: u32, freq: __m512i, start: __m512i, x: __m512i) -> __m512i {
     let ratio = _mm512_div_ps(_mm512_cvtepu32_ps(x), _mm512_cvtepi32_ps(freq));
     let quotient = _mm512_cvttps_epi32(ratio);
     let remainder = _mm512_sub_epi32(x, _mm512_mullo_epi32(quotient, freq));
@@ -371,7 +454,6 @@ fn encode_symbol(prob_bits: u32, interval: __m512i, x: __m512i) -> __m512i {
     let quotient = _mm512_mask_add_epi32(quotient, too_low, quotient, one);
     let remainder = _mm512_mask_sub_epi32(remainder, too_low, remainder, freq);
     let shifted = _mm512_sll_epi32(quotient, _mm_cvtsi32_si128(prob_bits as i32));
-    let start = _mm512_srli_epi32::<16>(interval);
     _mm512_add_epi32(_mm512_add_epi32(shifted, start), remainder)
 }
 
@@ -490,10 +572,11 @@ fn split_blocks<const ROTATE: bool>(
                 let line = |r: usize| {
                     _mm_loadu_si128(first.add(offset + r * row_stride_bytes + 16 * right).cast())
                 };
-                let [top, bottom] = [0, 4].map(|r| {
+                let four = |r: usize| {
                     let v = four_lines(line(r), line(r + 1), line(r + 2), line(r + 3));
                     if ROTATE { _mm512_shldi_epi16::<1>(v, v) } else { v }
-                });
+                };
+                let (top, bottom) = (four(0), four(4));
                 let high = planes.add(at + 128 * right);
                 _mm512_storeu_si512(high.cast(), _mm512_permutex2var_epi8(top, take_high, bottom));
                 let low = high.add(n);
@@ -539,16 +622,18 @@ fn join_blocks<const ROTATE: bool>(
             let quarter = |plane: *const u8, right: usize| {
                 _mm512_loadu_si512(plane.add(at + 128 * right).cast())
             };
-            let quarters = [0, 1].map(|right| (quarter(high, right), quarter(low, right)));
+            let (left_high, left_low) = (quarter(high, 0), quarter(low, 0));
+            let (right_high, right_low) = (quarter(high, 1), quarter(low, 1));
             for r in 0..8 {
                 let ahead = target.wrapping_add(offset + r * row_stride_bytes + AHEAD_BYTES);
                 _mm_prefetch::<_MM_HINT_ET0>(ahead.cast());
             }
             for (h, take) in take.into_iter().enumerate() {
-                let [left, right] = quarters.map(|(high, low)| {
+                let join = |high: __m512i, low: __m512i| {
                     let v = _mm512_permutex2var_epi8(high, take, low);
                     if ROTATE { _mm512_shrdi_epi16::<1>(v, v) } else { v }
-                });
+                };
+                let (left, right) = (join(left_high, left_low), join(right_high, right_low));
                 for (pair, rows) in rows.into_iter().enumerate() {
                     let v = _mm512_permutex2var_epi64(left, rows, right);
                     let line = target.add(offset + (4 * h + 2 * pair) * row_stride_bytes);
@@ -604,8 +689,8 @@ fn split_byte_blocks(
         // 64 elements each, are inside the plane.
         unsafe {
             let line = |r: usize| _mm_loadu_si128(first.add(offset + r * row_stride_bytes).cast());
-            let [top, bottom] =
-                [0, 4].map(|r| four_lines(line(r), line(r + 1), line(r + 2), line(r + 3)));
+            let four = |r: usize| four_lines(line(r), line(r + 1), line(r + 2), line(r + 3));
+            let (top, bottom) = (four(0), four(4));
             for (right, take) in take.into_iter().enumerate() {
                 let v = _mm512_permutex2var_epi8(top, take, bottom);
                 _mm512_storeu_si512(plane.add(at + 128 * right).cast(), v);
