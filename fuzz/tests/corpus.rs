@@ -21,7 +21,7 @@ fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
 /// Every seed, every prefix of a short one, and one changed byte at a time.
 fn replay(target: &str, check: fn(&[u8])) {
     for (name, seed) in seeds(target) {
-        println!("{target}/{name}: {} bytes", seed.len());
+        eprintln!("{target}/{name}: {} bytes", seed.len());
         check(&seed);
         let step = seed.len().div_ceil(64).max(1);
         for at in (0..seed.len()).step_by(step) {
