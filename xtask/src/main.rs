@@ -1,3 +1,49 @@
 //! Chores of this repository: `cargo xtask <verb>`.
 
-fn main() {}
+#![forbid(unsafe_code)]
+// The output of this program is for people at a terminal.
+#![allow(clippy::print_stdout)]
+
+mod command;
+mod fuzz;
+mod golden;
+mod hygiene;
+mod licences;
+mod test;
+
+use std::process::ExitCode;
+
+/// What went wrong, and where possible the command that shows it again.
+type Failure = String;
+
+const USAGE: &str = "\
+usage: cargo xtask <verb>
+
+  test              everything a change has to pass
+  golden            write the generated files anew
+  fuzz [seconds]    run every fuzz target for so long, 60 seconds unless told
+                    (needs cargo-fuzz, a nightly toolchain and a C++ compiler)";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let result = std::env::set_current_dir(command::root())
+        .map_err(|error| format!("{}: {error}", command::root().display()))
+        .and_then(|()| match args[..] {
+            ["test"] => test::run(),
+            ["golden"] => golden::run(),
+            ["fuzz"] => fuzz::run(60),
+            ["fuzz", seconds] => match seconds.parse() {
+                Ok(seconds) => fuzz::run(seconds),
+                Err(_) => Err(format!("`{seconds}` is no number of seconds\n\n{USAGE}")),
+            },
+            _ => Err(USAGE.to_owned()),
+        });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! `cargo xtask test`: everything a change has to pass.
+
+use std::time::Instant;
+
+use crate::command::{Count, Line};
+use crate::{Failure, hygiene, licences};
+
+/// Does its work and says how many tests it ran.
+type Step = fn() -> Result<Count, Failure>;
+
+/// The steps, cheapest first.
+const STEPS: &[(&str, Step)] = &[
+    ("files in git", hygiene::check),
+    ("format", format),
+    ("licences", licences::check),
+    ("lints", lints),
+    ("documentation", documentation),
+    ("library, with debug assertions and overflow checks", library),
+    ("everything, optimised", everything),
+];
+
+/// Runs every step; stops at the first that fails.
+pub fn run() -> Result<(), Failure> {
+    let start = Instant::now();
+    let mut total = Count::default();
+    for (index, (name, step)) in STEPS.iter().enumerate() {
+        println!("\n=== {} of {}: {name} ===\n", index + 1, STEPS.len());
+        let step_start = Instant::now();
+        total.add(step()?);
+        println!("\n--- {:.1} s", step_start.elapsed().as_secs_f64());
+    }
+    println!("\nall {} steps done in {:.0} s", STEPS.len(), start.elapsed().as_secs_f64());
+    println!("{} passed, {} failed, {} ignored", total.passed, total.failed, total.ignored);
+    Ok(())
+}
+
+fn format() -> Result<Count, Failure> {
+    Line::new(&["cargo", "fmt", "--all", "--check"]).run()?;
+    Ok(Count::default())
+}
+
+fn lints() -> Result<Count, Failure> {
+    let words = ["cargo", "clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
+    Line::new(&words).run()?;
+    Ok(Count::default())
+}
+
+/// Broken links are errors here.
+fn documentation() -> Result<Count, Failure> {
+    let words = ["cargo", "doc", "--workspace", "--no-deps", "--document-private-items"];
+    Line { env: &[("RUSTDOCFLAGS", "-D warnings")], words: &words }.run()?;
+    Ok(Count::default())
+}
+
+/// Overflow checks and debug assertions are on. The suite of `src/tests` forces
+/// each instruction set in turn.
+fn library() -> Result<Count, Failure> {
+    Line::new(&["cargo", "test", "--package", "transom", "--lib", "--tests"]).count_tests()
+}
+
+/// Includes the documentation's examples and the seeds of the fuzz corpus.
+fn everything() -> Result<Count, Failure> {
+    Line::new(&["cargo", "test", "--workspace", "--release"]).count_tests()
+}
