@@ -1,0 +1,4 @@
+//! One file a subcommand.
+
+pub(crate) mod bench_codec;
+pub(crate) mod doctor;
