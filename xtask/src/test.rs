@@ -52,10 +52,11 @@ fn documentation() -> Result<Count, Failure> {
     Ok(Count::default())
 }
 
-/// Overflow checks and debug assertions are on. The suite of `src/tests` forces
-/// each instruction set in turn.
+/// Overflow checks and debug assertions are on, and so are cheap optimisations.
+/// The suite of `crates/core/src/tests` forces each instruction set in turn.
 fn library() -> Result<Count, Failure> {
-    Line::new(&["cargo", "test", "--package", "transom", "--lib", "--tests"]).count_tests()
+    let words = ["cargo", "test", "--package", "transom", "--lib", "--tests"];
+    Line { env: &[("CARGO_PROFILE_DEV_OPT_LEVEL", "1")], words: &words }.count_tests()
 }
 
 /// Includes the documentation's examples and the seeds of the fuzz corpus.
