@@ -270,6 +270,9 @@ pub enum EncodeError {
     /// Reading the source or writing the record failed.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// What was encoded in memory does not decode: the source changed meanwhile.
+    #[error("{0}")]
+    Decode(#[from] DecodeError),
     /// Where an error happened: the tensor, added on the way up.
     #[error("tensor `{tensor}`: {source}")]
     InTensor {

@@ -179,15 +179,15 @@ impl FreqTable {
             let mut chosen: Option<(usize, (u128, u128))> = None;
             for symbol in 0..256 {
                 let freq = freqs[symbol];
-                let (eligible, value) = if sum < scale {
-                    (freq > 0, gain(symbol, freq))
-                } else {
-                    (freq > 1, gain(symbol, freq.wrapping_sub(1)))
+                let value = match sum < scale {
+                    true if freq > 0 => gain(symbol, freq),
+                    false if freq > 1 => gain(symbol, freq - 1),
+                    _ => continue,
                 };
                 let better = chosen.is_none_or(|(_, best)| {
                     if sum < scale { less(best, value) } else { less(value, best) }
                 });
-                if eligible && better {
+                if better {
                     chosen = Some((symbol, value));
                 }
             }

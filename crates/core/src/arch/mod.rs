@@ -13,7 +13,8 @@ pub(crate) use rank_table::{EncodeRanks, RankTable};
 use crate::coder::rans::{DecodeTable, EncodeTable, LANES, MAX_STREAMS, Stream};
 use crate::dtype::Dtype;
 use crate::isa::Isa;
-use crate::tile::{Order, Tile};
+use crate::layout::{Coding, WeightType};
+use crate::tile::{BLOCK_ELEMS, Order, STRIP_ELEMS, Tile};
 
 /// Encodes planes whose length is a multiple of 32, backwards. False if a
 /// symbol has no frequency. The instruction set is available.
@@ -121,4 +122,105 @@ pub(crate) fn join_tile(
         _ => 0,
     };
     all::split::join_from(done, dtype, order, tile, planes, target, row_stride_bytes);
+}
+
+/// Accumulators of an output; see [`crate::product`].
+pub(crate) const LANES_PER_ROW: usize = 16;
+
+/// Decodes the fields of [`crate::layout::Layout::Fixed`] into high bytes, all
+/// but those of escapes. `high` has room for whole groups.
+pub(crate) fn unpack_highs(
+    isa: Isa,
+    coding: Coding,
+    palette: &[u8; 16],
+    fields: &[u8],
+    high: &mut [u8; STRIP_ELEMS],
+) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the instruction set is available.
+        Isa::Avx512 => unsafe {
+            x86_64::product_avx512::unpack_highs(coding, palette, fields, high);
+        },
+        _ => crate::layout::unpack_highs(coding, palette, fields, high),
+    }
+}
+
+/// Adds the products of a strip of 16x16 blocks to 256 accumulators, whose
+/// order is the instruction set's own; see [`accumulator_places`].
+pub(crate) fn accumulate_blocks(
+    isa: Isa,
+    weight: WeightType,
+    planes: [&[u8]; 2],
+    x: &[f32],
+    sums: &mut [f32; BLOCK_ELEMS],
+) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the instruction set is available.
+        Isa::Avx512 => unsafe {
+            x86_64::product_avx512::accumulate_blocks(weight, planes, x, sums);
+        },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the instruction set is available.
+        Isa::Avx2 => unsafe {
+            x86_64::product_avx2::accumulate_blocks(weight, planes, x, sums);
+        },
+        _ => all::product::accumulate_blocks(weight, planes, x, sums),
+    }
+}
+
+/// Row and column of each accumulator of [`accumulate_blocks`].
+pub(crate) fn accumulator_places(isa: Isa, weight: WeightType) -> &'static [(u8, u8); BLOCK_ELEMS] {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => x86_64::product_avx512::places(weight),
+        _ => {
+            let _ = weight;
+            &all::product::PLACES
+        }
+    }
+}
+
+/// Adds the products of a part of a row, which starts at accumulator `lane`.
+pub(crate) fn accumulate_run(
+    isa: Isa,
+    weight: WeightType,
+    planes: [&[u8]; 2],
+    x: &[f32],
+    lane: usize,
+    sums: &mut [f32; LANES_PER_ROW],
+) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the instruction set is available.
+        Isa::Avx512 => unsafe {
+            x86_64::product_avx512::accumulate_run(weight, planes, x, lane, sums);
+        },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the instruction set is available.
+        Isa::Avx2 => unsafe {
+            x86_64::product_avx2::accumulate_run(weight, planes, x, lane, sums);
+        },
+        _ => all::product::accumulate_run(weight, planes, x, lane, sums),
+    }
+}
+
+/// Multiplies as many rows of row-major weights as `y` has.
+pub(crate) fn multiply_dense(
+    isa: Isa,
+    weight: WeightType,
+    weights: &[u8],
+    x: &[f32],
+    y: &mut [f32],
+) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the instruction set is available.
+        Isa::Avx512 => unsafe { x86_64::product_avx512::multiply_dense(weight, weights, x, y) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the instruction set is available.
+        Isa::Avx2 => unsafe { x86_64::product_avx2::multiply_dense(weight, weights, x, y) },
+        _ => all::product::multiply_dense(weight, weights, x, y),
+    }
 }

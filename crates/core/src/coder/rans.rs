@@ -112,6 +112,16 @@ impl DecodeTable {
     }
 }
 
+impl DecodeTable {
+    /// Bytes of memory the table takes.
+    #[must_use]
+    pub fn resident_bytes(&self) -> usize {
+        let slots = self.slots.as_deref().map_or(0, size_of_val);
+        let ranks = self.ranks.as_deref().map_or(0, size_of_val);
+        self.symbols.len() + size_of_val(&*self.intervals) + slots + ranks
+    }
+}
+
 /// Symbols of each coded plane that travel in the final states.
 ///
 /// `n_elems` is the number of elements of the tile, `n_planes` (1 or 2) the

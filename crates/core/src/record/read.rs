@@ -86,9 +86,18 @@ impl Record {
         index: usize,
         out: &mut Vec<u8>,
     ) -> Result<(), DecodeError> {
-        let entry = &self.header.tiles[index];
-        out.resize(entry.n_bytes as usize, 0);
-        source.read_exact_at(out, self.start + entry.start)?;
+        out.resize(self.header.tiles[index].n_bytes as usize, 0);
+        self.read_tile_into(source, index, out)
+    }
+
+    /// Reads the stored bytes of a tile into `out`, which has their length.
+    pub(crate) fn read_tile_into(
+        &self,
+        source: &(impl ReadAt + ?Sized),
+        index: usize,
+        out: &mut [u8],
+    ) -> Result<(), DecodeError> {
+        source.read_exact_at(out, self.start + self.header.tiles[index].start)?;
         self.check_tile(index, out)
     }
 
@@ -148,7 +157,7 @@ impl Record {
 
     /// Reads, checks and decodes tiles, [`MAX_STREAMS`] at the same time, and
     /// hands every strip of theirs to `place`; see [`decode_strips`].
-    fn for_each_strip_with(
+    pub(crate) fn for_each_strip_with(
         &self,
         source: &(impl ReadAt + ?Sized),
         isa: Isa,

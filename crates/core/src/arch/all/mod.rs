@@ -3,5 +3,6 @@
 
 #![forbid(unsafe_code)]
 
+pub mod product;
 pub mod rans;
 pub mod split;

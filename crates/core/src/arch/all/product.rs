@@ -1,0 +1,131 @@
+//! The arithmetic of [`crate::product`], element by element.
+
+use crate::arch::LANES_PER_ROW;
+use crate::layout::WeightType;
+use crate::tile::{BLOCK, BLOCK_ELEMS, fragment_position};
+
+/// The value of a half-precision number.
+///
+/// Denormals and special values included; NaN payloads are kept, quiet bit and
+/// all, as hardware conversions do for quiet NaNs.
+fn from_f16(half: u16) -> f32 {
+    let (sign, exponent, mantissa) =
+        (u32::from(half >> 15) << 31, u32::from(half >> 10 & 31), u32::from(half & 0x3FF));
+    match exponent {
+        0 => {
+            // mantissa * 2^-24 is exact.
+            let magnitude = mantissa as f32 * f32::from_bits((127 - 24) << 23);
+            f32::from_bits(sign | magnitude.to_bits())
+        }
+        31 if mantissa != 0 => f32::from_bits(sign | 0x7FC0_0000 | mantissa << 13),
+        31 => f32::from_bits(sign | 0x7F80_0000),
+        _ => f32::from_bits(sign | (exponent + 112) << 23 | mantissa << 13),
+    }
+}
+
+/// Element `index` of planes, widened.
+#[inline(always)]
+pub(crate) fn widen(weight: WeightType, planes: [&[u8]; 2], index: usize) -> f32 {
+    let word = u16::from_be_bytes([planes[0][index], planes[1][index]]);
+    if weight.is_half() {
+        from_f16(word)
+    } else {
+        f32::from_bits(u32::from(word.rotate_right(1)) << 16)
+    }
+}
+
+/// Element `index` of row-major elements, widened.
+#[inline(always)]
+pub(crate) fn widen_dense(weight: WeightType, bytes: &[u8], index: usize) -> f32 {
+    let word = |i: usize| u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]);
+    match weight {
+        WeightType::Bf16 => f32::from_bits(u32::from(word(index)) << 16),
+        WeightType::F16 => from_f16(word(index)),
+        WeightType::F32 => {
+            let bytes = &bytes[4 * index..4 * index + 4];
+            f32::from_le_bytes(bytes.try_into().expect("four bytes"))
+        }
+    }
+}
+
+/// Adds the products of a strip of blocks to 256 accumulators, in fragment
+/// order. `x` is as long as the strip is wide.
+#[inline(always)]
+pub(crate) fn accumulate_blocks(
+    weight: WeightType,
+    planes: [&[u8]; 2],
+    x: &[f32],
+    sums: &mut [f32; BLOCK_ELEMS],
+) {
+    for (block, x) in x.chunks_exact(BLOCK).enumerate() {
+        let planes = planes.map(|p| &p[block * BLOCK_ELEMS..(block + 1) * BLOCK_ELEMS]);
+        for (index, sum) in sums.iter_mut().enumerate() {
+            let (_, col) = fragment_position(index);
+            *sum = widen(weight, planes, index).mul_add(x[col], *sum);
+        }
+    }
+}
+
+/// Row and column (of the block) of each accumulator of [`accumulate_blocks`].
+pub(crate) const PLACES: [(u8, u8); BLOCK_ELEMS] = {
+    let mut places = [(0, 0); BLOCK_ELEMS];
+    let mut index = 0;
+    while index < BLOCK_ELEMS {
+        let (row, col) = fragment_position(index);
+        places[index] = (row as u8, col as u8);
+        index += 1;
+    }
+    places
+};
+
+/// Adds the products of a part of a row, which starts at accumulator `lane`.
+#[inline(always)]
+pub(crate) fn accumulate_run(
+    weight: WeightType,
+    planes: [&[u8]; 2],
+    x: &[f32],
+    lane: usize,
+    sums: &mut [f32; LANES_PER_ROW],
+) {
+    for (index, x) in x.iter().enumerate() {
+        let sum = &mut sums[(lane + index) % LANES_PER_ROW];
+        *sum = widen(weight, planes, index).mul_add(*x, *sum);
+    }
+}
+
+/// Multiplies as many rows of row-major weights as `y` has.
+#[inline(always)]
+pub(crate) fn multiply_dense(weight: WeightType, weights: &[u8], x: &[f32], y: &mut [f32]) {
+    let row_bytes = x.len() * weight.elem_bytes();
+    for (weights, y) in weights.chunks_exact(row_bytes).zip(y) {
+        let mut sums = [0.0; LANES_PER_ROW];
+        for (c, x) in x.iter().enumerate() {
+            let sum = &mut sums[c % LANES_PER_ROW];
+            *sum = widen_dense(weight, weights, c).mul_add(*x, *sum);
+        }
+        *y = reduce(sums);
+    }
+}
+
+/// Adds 16 accumulators: halves onto halves.
+pub(crate) fn reduce(mut sums: [f32; LANES_PER_ROW]) -> f32 {
+    for half in [8, 4, 2, 1] {
+        for j in 0..half {
+            sums[j] += sums[j + half];
+        }
+    }
+    sums[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_precision_widens_like_the_library() {
+        for bits in 0..=u16::MAX {
+            let (ours, theirs) = (from_f16(bits), half::f16::from_bits(bits).to_f32());
+            assert_eq!(ours.to_bits(), theirs.to_bits(), "{bits:#06x}");
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Weight matrices in memory, in a form that products compute from.
+//!
+//! | layout | what is resident |
+//! |---|---|
+//! | [`Layout::Dense`] | the original elements, row-major |
+//! | [`Layout::Rans`] | the tiles of the record as they are, decoded anew in every product |
+//! | [`Layout::Fixed`] | fixed-rate codes and escapes: larger than `Rans`, decoded in a few instructions |
+//!
+//! All give the same bits in every product; see [`crate::product`].
+
+mod dense;
+mod fixed;
+mod rans;
+
+pub(crate) use dense::DenseMatrix;
+pub(crate) use fixed::{Coding, FixedMatrix, unpack_highs};
+pub(crate) use rans::RansMatrix;
+
+use crate::dtype::Dtype;
+use crate::error::{DecodeError, EncodeError};
+use crate::io::ReadAt;
+use crate::isa::Isa;
+use crate::record::Record;
+
+/// How a matrix lies in memory while a model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Layout {
+    /// The original elements.
+    Dense,
+    /// Fixed-rate codes with escapes.
+    Fixed,
+    /// Entropy-coded, as on disk.
+    Rans,
+}
+
+impl Layout {
+    /// Every layout.
+    pub const ALL: [Self; 3] = [Self::Dense, Self::Fixed, Self::Rans];
+
+    /// The name the command line uses.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Dense => "dense",
+            Self::Fixed => "fixed",
+            Self::Rans => "rans",
+        }
+    }
+}
+
+/// Element type of a weight matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WeightType {
+    /// bfloat16.
+    Bf16,
+    /// IEEE 754 half precision.
+    F16,
+    /// Single precision; always [`Layout::Dense`].
+    F32,
+}
+
+impl WeightType {
+    /// The type a safetensors header names, if products know it.
+    #[must_use]
+    pub fn from_safetensors(name: &str) -> Option<Self> {
+        match name {
+            "BF16" => Some(Self::Bf16),
+            "F16" => Some(Self::F16),
+            "F32" => Some(Self::F32),
+            _ => None,
+        }
+    }
+
+    /// Bytes of one element.
+    #[must_use]
+    pub const fn elem_bytes(self) -> usize {
+        match self {
+            Self::Bf16 | Self::F16 => 2,
+            Self::F32 => 4,
+        }
+    }
+
+    /// The type the codec sees.
+    #[must_use]
+    pub const fn dtype(self) -> Dtype {
+        match self {
+            Self::Bf16 => Dtype::Bf16,
+            Self::F16 => Dtype::F16,
+            Self::F32 => Dtype::Opaque,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) enum Body {
+    Dense(DenseMatrix),
+    Fixed(FixedMatrix),
+    Rans(RansMatrix),
+}
+
+/// A matrix of weights `W[rows, cols]`, to be multiplied as `y = x W^T`.
+#[derive(Debug)]
+pub struct Matrix {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) weight: WeightType,
+    pub(crate) body: Body,
+}
+
+impl Matrix {
+    /// Loads a matrix from its record. Tiles are read and checked in parallel
+    /// on the current rayon pool.
+    ///
+    /// [`Layout::Fixed`] falls back to dense where no variant is smaller, and
+    /// F32 is always dense; [`Matrix::layout`] tells.
+    ///
+    /// # Errors
+    ///
+    /// As [`Record::read_tile`] and [`Record::decode_tile_with`];
+    /// [`DecodeError::Slice`] if the record is no matrix of this type.
+    ///
+    /// # Cost
+    ///
+    /// Beside the layout, a few tiles a thread.
+    pub fn from_record(
+        record: &Record,
+        source: &(impl ReadAt + ?Sized),
+        shape: [usize; 2],
+        weight: WeightType,
+        layout: Layout,
+        isa: Isa,
+    ) -> Result<Self, DecodeError> {
+        check_shape(record, shape, weight)?;
+        let body = match layout {
+            _ if weight == WeightType::F32 => {
+                Body::Dense(DenseMatrix::from_record(record, source, isa)?)
+            }
+            Layout::Dense => Body::Dense(DenseMatrix::from_record(record, source, isa)?),
+            Layout::Rans => Body::Rans(RansMatrix::from_record(record, source)?),
+            Layout::Fixed => match FixedMatrix::from_record(record, source, weight, isa)? {
+                Some(fixed) => Body::Fixed(fixed),
+                None => Body::Dense(DenseMatrix::from_record(record, source, isa)?),
+            },
+        };
+        Ok(Self { rows: shape[0], cols: shape[1], weight, body })
+    }
+
+    /// Loads a matrix from its original elements, row-major from byte `start`
+    /// of `source` on. Layouts other than dense are encoded in memory.
+    ///
+    /// # Errors
+    ///
+    /// [`EncodeError::Io`] if the source cannot be read,
+    /// [`EncodeError::Decode`] if it changes meanwhile.
+    pub fn from_dense(
+        source: &(impl ReadAt + ?Sized),
+        start: u64,
+        shape: [usize; 2],
+        weight: WeightType,
+        layout: Layout,
+        isa: Isa,
+    ) -> Result<Self, EncodeError> {
+        if layout == Layout::Dense || weight == WeightType::F32 {
+            let body = Body::Dense(DenseMatrix::read(source, start, shape, weight)?);
+            return Ok(Self { rows: shape[0], cols: shape[1], weight, body });
+        }
+        let bytes = rans::encode_in_memory(source, start, shape, weight.dtype(), isa)?;
+        let record = Record::read(&bytes, 0, bytes.len() as u64)?;
+        Ok(Self::from_record(&record, &bytes, shape, weight, layout, isa)?)
+    }
+
+    /// Output features.
+    #[must_use]
+    pub const fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input features.
+    #[must_use]
+    pub const fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Element type.
+    #[must_use]
+    pub const fn weight_type(&self) -> WeightType {
+        self.weight
+    }
+
+    /// The layout it really has.
+    #[must_use]
+    pub const fn layout(&self) -> Layout {
+        match self.body {
+            Body::Dense(_) => Layout::Dense,
+            Body::Fixed(_) => Layout::Fixed,
+            Body::Rans(_) => Layout::Rans,
+        }
+    }
+
+    /// Bytes of memory the weights take, tables included.
+    #[must_use]
+    pub fn resident_bytes(&self) -> usize {
+        match &self.body {
+            Body::Dense(dense) => dense.resident_bytes(),
+            Body::Fixed(fixed) => fixed.resident_bytes(),
+            Body::Rans(rans) => rans.resident_bytes(),
+        }
+    }
+
+    /// Bits of memory a weight takes, tables included.
+    #[must_use]
+    pub fn bits_per_weight(&self) -> f64 {
+        self.resident_bytes() as f64 * 8.0 / (self.rows * self.cols).max(1) as f64
+    }
+}
+
+fn check_shape(record: &Record, shape: [usize; 2], weight: WeightType) -> Result<(), DecodeError> {
+    let header = record.header();
+    let n_bytes = (shape[0] as u64 * shape[1] as u64).checked_mul(weight.elem_bytes() as u64);
+    let same_shape = weight == WeightType::F32 || header.shape() == shape;
+    if header.dtype() == weight.dtype() && same_shape && n_bytes == Some(header.content_bytes()) {
+        return Ok(());
+    }
+    Err(DecodeError::Slice {
+        found: format!("{} {:?}", header.dtype().name(), header.shape()),
+        expected: format!("{weight:?} {shape:?}"),
+    })
+}

@@ -1,0 +1,346 @@
+//! The product `y = x W^T` from any layout, with one arithmetic.
+//!
+//! Weights are widened to f32, activations are f32, and every multiplication
+//! is fused with its addition. Each output has 16 accumulators that start at
+//! zero: column `c` goes to accumulator `c % 16`, columns ascending. At the
+//! end accumulator `j` takes `j + 8`, then `j + 4`, `j + 2` and `j + 1`.
+//!
+//! So the result depends on the weights, the activations and the shape alone:
+//! not on layout, instruction set, number of threads or of tokens.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::arch::{self, LANES_PER_ROW};
+use crate::error::DecodeError;
+use crate::isa::Isa;
+use crate::layout::{Body, DenseMatrix, FixedMatrix, Matrix, RansMatrix, WeightType};
+use crate::tile::{BLOCK, BLOCK_ELEMS, Order, STRIP_ELEMS, TILE_ELEMS, TILE_ROWS, Tile, Tiling};
+
+/// Tokens that share one decoding of the weights.
+const MAX_TOKENS: usize = 64;
+/// Rows of a dense matrix that one task multiplies.
+const DENSE_ROWS: usize = 64;
+
+impl Matrix {
+    /// Multiplies: `y[t][r] = sum over c of x[t][c] * W[r][c]`.
+    ///
+    /// # Shapes and units
+    ///
+    /// | argument | length | unit |
+    /// |---|---|---|
+    /// | `x` | `tokens * cols` | activations |
+    /// | `y` | `tokens * rows` | overwritten |
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError::Tile`] if a tile does not decode although its checksum
+    /// was right: the record was made to deceive.
+    ///
+    /// # Panics
+    ///
+    /// If the lengths do not fit, or the instruction set is not available.
+    ///
+    /// # Cost
+    ///
+    /// Reads the weights once for every 64 tokens, in parallel on the current
+    /// rayon pool; each thread decodes at most four strips of 8,192 elements at
+    /// a time.
+    pub fn multiply_with(&self, isa: Isa, x: &[f32], y: &mut [f32]) -> Result<(), DecodeError> {
+        assert!(isa.is_available(), "{isa:?} is not available on this machine");
+        if self.rows == 0 {
+            assert!(y.is_empty(), "a matrix without rows has no output");
+            return Ok(());
+        }
+        let n_tokens = y.len() / self.rows;
+        assert_eq!(y.len(), n_tokens * self.rows, "y is not a number of rows");
+        assert_eq!(x.len(), n_tokens * self.cols, "x and y differ in tokens");
+        if self.cols == 0 {
+            y.fill(0.0);
+            return Ok(());
+        }
+        let (xs, ys) = (x.chunks(MAX_TOKENS * self.cols), y.chunks_mut(MAX_TOKENS * self.rows));
+        xs.zip(ys).try_for_each(|(x, y)| self.multiply_tokens(isa, x, y))
+    }
+
+    fn multiply_tokens(&self, isa: Isa, x: &[f32], y: &mut [f32]) -> Result<(), DecodeError> {
+        let ranges = self.row_ranges();
+        let parts: Vec<(Range<usize>, Vec<f32>)> = ranges
+            .into_par_iter()
+            .map(|rows| {
+                let mut part = vec![0.0; rows.len() * (x.len() / self.cols)];
+                self.multiply_rows(isa, x, rows.clone(), &mut part)?;
+                Ok((rows, part))
+            })
+            .collect::<Result<_, DecodeError>>()?;
+        for (rows, part) in parts {
+            for (y, part) in y.chunks_mut(self.rows).zip(part.chunks(rows.len())) {
+                y[rows.clone()].copy_from_slice(part);
+            }
+        }
+        Ok(())
+    }
+
+    /// One row of weights, widened to f32: an embedding lookup.
+    ///
+    /// # Errors
+    ///
+    /// As [`Matrix::multiply_with`].
+    ///
+    /// # Panics
+    ///
+    /// If there is no such row or `out` is not `cols` long.
+    ///
+    /// # Cost
+    ///
+    /// Decodes the tiles the row crosses.
+    pub fn row_with(&self, isa: Isa, row: usize, out: &mut [f32]) -> Result<(), DecodeError> {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        assert_eq!(out.len(), self.cols, "out is not a row");
+        let cols = self.cols;
+        let weight = self.weight;
+        let copy = |strip: &Tile, order: Order, planes: [&[u8]; 2], out: &mut [f32]| {
+            let run = |index: usize| arch::all::product::widen(weight, planes, index);
+            match order {
+                Order::Fragment => {
+                    for index in 0..strip.n_elems() {
+                        let (block, inside) = (index / BLOCK_ELEMS, index % BLOCK_ELEMS);
+                        let (r, c) = crate::tile::fragment_position(inside);
+                        if strip.row_start + r == row {
+                            out[strip.col_start + block * BLOCK + c] = run(index);
+                        }
+                    }
+                }
+                Order::Linear => {
+                    let first = (row * cols).max(strip.col_start);
+                    let end = ((row + 1) * cols).min(strip.col_start + strip.cols);
+                    for element in first..end {
+                        out[element - row * cols] = run(element - strip.col_start);
+                    }
+                }
+            }
+        };
+        match &self.body {
+            Body::Dense(dense) => {
+                let bytes = &dense.bytes[row * cols * weight.elem_bytes()..];
+                for (c, out) in out.iter_mut().enumerate() {
+                    *out = arch::all::product::widen_dense(weight, bytes, c);
+                }
+                Ok(())
+            }
+            body => {
+                let strips = Strips::of(body);
+                let order = strips.tiling().order();
+                strips.for_each(isa, self.tiles_of_rows(&(row..row + 1)), |strip, planes| {
+                    let holds_row = order == Order::Linear
+                        || (strip.row_start..strip.row_start + strip.rows).contains(&row);
+                    if holds_row {
+                        copy(strip, order, planes, out);
+                    }
+                })
+            }
+        }
+    }
+
+    /// Rows that are multiplied together: whole rows of tiles where there are.
+    fn row_ranges(&self) -> Vec<Range<usize>> {
+        let step = match &self.body {
+            Body::Dense(_) => DENSE_ROWS,
+            body => match Strips::of(body).tiling().order() {
+                Order::Fragment => TILE_ROWS,
+                Order::Linear => (4 * TILE_ELEMS).div_ceil(self.cols),
+            },
+        };
+        (0..self.rows).step_by(step).map(|row| row..self.rows.min(row + step)).collect()
+    }
+
+    /// The tiles that hold any of these rows.
+    fn tiles_of_rows(&self, rows: &Range<usize>) -> Range<usize> {
+        let Some(strips) = Strips::new(&self.body) else { return 0..0 };
+        let tiling = strips.tiling();
+        match tiling.order() {
+            Order::Fragment => {
+                let across = tiling.tiles_across();
+                rows.start / TILE_ROWS * across..rows.end.div_ceil(TILE_ROWS) * across
+            }
+            Order::Linear => {
+                rows.start * self.cols / TILE_ELEMS..(rows.end * self.cols).div_ceil(TILE_ELEMS)
+            }
+        }
+    }
+
+    fn multiply_rows(
+        &self,
+        isa: Isa,
+        x: &[f32],
+        rows: Range<usize>,
+        y: &mut [f32],
+    ) -> Result<(), DecodeError> {
+        match &self.body {
+            Body::Dense(dense) => {
+                self.multiply_dense(isa, dense, x, rows, y);
+                Ok(())
+            }
+            body => {
+                let strips = Strips::of(body);
+                match strips.tiling().order() {
+                    Order::Fragment => self.multiply_blocks(isa, &strips, x, rows, y),
+                    Order::Linear => self.multiply_runs(isa, &strips, x, rows, y),
+                }
+            }
+        }
+    }
+
+    fn multiply_dense(
+        &self,
+        isa: Isa,
+        dense: &DenseMatrix,
+        x: &[f32],
+        rows: Range<usize>,
+        y: &mut [f32],
+    ) {
+        let row_bytes = self.cols * self.weight.elem_bytes();
+        let weights = &dense.bytes[rows.start * row_bytes..rows.end * row_bytes];
+        for (x, y) in x.chunks(self.cols).zip(y.chunks_mut(rows.len())) {
+            arch::multiply_dense(isa, self.weight, weights, x, y);
+        }
+    }
+
+    /// Fragment order: `rows` is a row of tiles.
+    fn multiply_blocks(
+        &self,
+        isa: Isa,
+        strips: &Strips<'_>,
+        x: &[f32],
+        rows: Range<usize>,
+        y: &mut [f32],
+    ) -> Result<(), DecodeError> {
+        let n_tokens = x.len() / self.cols;
+        // [strip][token][accumulators of a block]
+        let mut sums = vec![0.0; rows.len() * BLOCK * n_tokens];
+        let weight = self.weight;
+        strips.for_each(isa, self.tiles_of_rows(&rows), |strip, planes| {
+            let first = (strip.row_start - rows.start) * BLOCK * n_tokens;
+            let sums = &mut sums[first..first + BLOCK_ELEMS * n_tokens];
+            for (x, sums) in x.chunks(self.cols).zip(sums.chunks_exact_mut(BLOCK_ELEMS)) {
+                let x = &x[strip.col_start..strip.col_start + strip.cols];
+                let sums = sums.try_into().expect("a block");
+                arch::accumulate_blocks(isa, weight, planes, x, sums);
+            }
+        })?;
+        let places = arch::accumulator_places(isa, weight);
+        for (strip, sums) in sums.chunks(BLOCK_ELEMS * n_tokens).enumerate() {
+            for (sums, y) in sums.chunks(BLOCK_ELEMS).zip(y.chunks_mut(rows.len())) {
+                let mut lanes = [[0.0; LANES_PER_ROW]; BLOCK];
+                for (sum, &(row, lane)) in sums.iter().zip(places.iter()) {
+                    lanes[usize::from(row)][usize::from(lane)] = *sum;
+                }
+                for (y, lanes) in y[strip * BLOCK..].iter_mut().zip(lanes) {
+                    *y = arch::all::product::reduce(lanes);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Linear order: strips are runs of elements that cross rows anywhere.
+    fn multiply_runs(
+        &self,
+        isa: Isa,
+        strips: &Strips<'_>,
+        x: &[f32],
+        rows: Range<usize>,
+        y: &mut [f32],
+    ) -> Result<(), DecodeError> {
+        let n_tokens = x.len() / self.cols;
+        let mut sums = vec![[0.0; LANES_PER_ROW]; rows.len() * n_tokens];
+        let (cols, weight) = (self.cols, self.weight);
+        strips.for_each(isa, self.tiles_of_rows(&rows), |strip, planes| {
+            let elements = strip.col_start..strip.col_start + strip.cols;
+            let first_row = (elements.start / cols).max(rows.start);
+            let end_row = elements.end.div_ceil(cols).min(rows.end);
+            for row in first_row..end_row {
+                let start = elements.start.max(row * cols);
+                let end = elements.end.min((row + 1) * cols);
+                let inside = start - elements.start..end - elements.start;
+                let part = planes.map(|plane| &plane[inside.clone()]);
+                let col = start - row * cols;
+                for (token, x) in x.chunks(cols).enumerate() {
+                    let sums = &mut sums[token * rows.len() + row - rows.start];
+                    let x = &x[col..col + part[0].len()];
+                    arch::accumulate_run(isa, weight, part, x, col % LANES_PER_ROW, sums);
+                }
+            }
+        })?;
+        for (y, sums) in y.iter_mut().zip(sums) {
+            *y = arch::all::product::reduce(sums);
+        }
+        Ok(())
+    }
+}
+
+/// A matrix that is decoded strip by strip.
+enum Strips<'a> {
+    Fixed(&'a FixedMatrix),
+    Rans(&'a RansMatrix),
+}
+
+impl<'a> Strips<'a> {
+    fn new(body: &'a Body) -> Option<Self> {
+        match body {
+            Body::Dense(_) => None,
+            Body::Fixed(fixed) => Some(Self::Fixed(fixed)),
+            Body::Rans(rans) => Some(Self::Rans(rans)),
+        }
+    }
+
+    fn of(body: &'a Body) -> Self {
+        Self::new(body).expect("a layout that is decoded")
+    }
+
+    fn tiling(&self) -> &Tiling {
+        match self {
+            Self::Fixed(fixed) => fixed.tiling(),
+            Self::Rans(rans) => rans.tiling(),
+        }
+    }
+
+    /// Decodes the strips of some tiles. The strips of one row of tiles come
+    /// with columns ascending, those of linear order with elements ascending.
+    fn for_each(
+        &self,
+        isa: Isa,
+        tiles: Range<usize>,
+        mut sink: impl FnMut(&Tile, [&[u8]; 2]),
+    ) -> Result<(), DecodeError> {
+        match self {
+            Self::Fixed(fixed) => {
+                let order = fixed.tiling().order();
+                let mut high = [0; STRIP_ELEMS];
+                for index in tiles {
+                    for (s, strip) in fixed.tiling().tile(index).strips(order).enumerate() {
+                        let planes = fixed.strip(isa, index, s, strip.n_elems(), &mut high);
+                        sink(&strip, planes);
+                    }
+                }
+                Ok(())
+            }
+            // Tiles decoded together give their strips in turn, so in linear
+            // order, where a row goes on in the next tile, one at a time.
+            Self::Rans(rans) if rans.tiling().order() == Order::Linear => tiles
+                .into_iter()
+                .try_for_each(|i| rans.for_each_strip(isa, i..i + 1, |_, s, p| sink(s, p))),
+            Self::Rans(rans) => {
+                rans.for_each_strip(isa, tiles, |_, strip, planes| sink(strip, planes))
+            }
+        }
+    }
+}
+
+/// The element type of a strip's planes; F32 is never in strips.
+impl WeightType {
+    pub(crate) const fn is_half(self) -> bool {
+        matches!(self, Self::F16)
+    }
+}

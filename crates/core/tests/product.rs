@@ -1,0 +1,193 @@
+//! Products from every layout and instruction set: the same bits as a plain loop.
+
+use transom::layout::{Layout, Matrix, WeightType};
+use transom::{Dtype, Isa, Record, encode_record};
+
+/// A small generator: xorshift, and from it roughly normal numbers.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn normal(&mut self) -> f32 {
+        let sum: f64 = (0..12).map(|_| (self.next() >> 11) as f64 / (1u64 << 53) as f64).sum();
+        (sum - 6.0) as f32
+    }
+}
+
+fn to_bytes(weight: WeightType, values: &[f32]) -> Vec<u8> {
+    match weight {
+        WeightType::Bf16 => {
+            values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect()
+        }
+        WeightType::F16 => {
+            values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect()
+        }
+        WeightType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+    }
+}
+
+fn widen(weight: WeightType, bytes: &[u8], index: usize) -> f32 {
+    let pair = |i: usize| [bytes[2 * i], bytes[2 * i + 1]];
+    match weight {
+        WeightType::Bf16 => half::bf16::from_le_bytes(pair(index)).to_f32(),
+        WeightType::F16 => half::f16::from_le_bytes(pair(index)).to_f32(),
+        WeightType::F32 => f32::from_le_bytes(bytes[4 * index..][..4].try_into().unwrap()),
+    }
+}
+
+/// The definition, written down once more.
+fn reference(weight: WeightType, bytes: &[u8], [rows, cols]: [usize; 2], x: &[f32]) -> Vec<f32> {
+    let mut y = Vec::new();
+    for x in x.chunks(cols) {
+        for row in 0..rows {
+            let mut sums = [0f32; 16];
+            for (col, x) in x.iter().enumerate() {
+                sums[col % 16] = widen(weight, bytes, row * cols + col).mul_add(*x, sums[col % 16]);
+            }
+            let eight: [f32; 8] = std::array::from_fn(|j| sums[j] + sums[j + 8]);
+            let four: [f32; 4] = std::array::from_fn(|j| eight[j] + eight[j + 4]);
+            y.push((four[0] + four[2]) + (four[1] + four[3]));
+        }
+    }
+    y
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+fn isas() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.is_available())
+}
+
+fn check(weight: WeightType, shape: [usize; 2], bytes: &[u8], n_tokens: usize) {
+    let [rows, cols] = shape;
+    let mut random = Random(0x9E37_79B9_7F4A_7C15 ^ (rows * 31 + cols) as u64);
+    let x: Vec<f32> = (0..n_tokens * cols).map(|_| random.normal()).collect();
+    let expected = reference(weight, bytes, shape, &x);
+    let dtype = weight.dtype();
+    let record_shape = if dtype == Dtype::Opaque { vec![bytes.len()] } else { shape.to_vec() };
+    let record_bytes = encode_record(Isa::best(), dtype, &record_shape, bytes).unwrap();
+    let record = Record::read(&record_bytes, 0, record_bytes.len() as u64).unwrap();
+    for layout in Layout::ALL {
+        for isa in isas() {
+            let context = format!("{weight:?} {shape:?} {layout:?} {isa:?} {n_tokens} tokens");
+            let packed =
+                Matrix::from_record(&record, &record_bytes, shape, weight, layout, isa).unwrap();
+            let original = Matrix::from_dense(bytes, 0, shape, weight, layout, isa).unwrap();
+            for matrix in [packed, original] {
+                let mut y = vec![f32::NAN; expected.len()];
+                matrix.multiply_with(isa, &x, &mut y).unwrap();
+                assert_eq!(bits(&y), bits(&expected), "{context}");
+                for row in [0, rows / 2, rows - 1] {
+                    let mut out = vec![f32::NAN; cols];
+                    matrix.row_with(isa, row, &mut out).unwrap();
+                    let expected: Vec<f32> =
+                        (0..cols).map(|c| widen(weight, bytes, row * cols + c)).collect();
+                    assert_eq!(bits(&out), bits(&expected), "row {row} of {context}");
+                }
+            }
+        }
+    }
+}
+
+fn gaussian(weight: WeightType, [rows, cols]: [usize; 2]) -> Vec<u8> {
+    let mut random = Random(88_172_645_463_325_252);
+    let mut values = Vec::new();
+    for _ in 0..rows {
+        let sigma = 0.02 * (0.25 * random.normal()).exp();
+        values.extend((0..cols).map(|_| sigma * random.normal()));
+    }
+    to_bytes(weight, &values)
+}
+
+#[test]
+fn every_layout_and_instruction_set_gives_the_bits_of_the_definition() {
+    let shapes = [
+        [1, 1],
+        [1, 15],
+        [15, 16],
+        [16, 16],
+        [16, 17],
+        [17, 127],
+        [127, 129],
+        [172, 64],
+        [64, 172],
+        [128, 512],
+        [144, 528],
+        [256, 1040],
+        [33, 4097],
+        [4097, 33],
+        [16, 9008],
+        [272, 2064],
+    ];
+    for shape in shapes {
+        for weight in [WeightType::Bf16, WeightType::F16, WeightType::F32] {
+            check(weight, shape, &gaussian(weight, shape), 3);
+        }
+    }
+}
+
+#[test]
+fn tokens_do_not_see_each_other() {
+    let shape = [144, 528];
+    let bytes = gaussian(WeightType::Bf16, shape);
+    for n_tokens in [1, 2, 63, 64, 65, 130] {
+        check(WeightType::Bf16, shape, &bytes, n_tokens);
+    }
+}
+
+#[test]
+fn unusual_weights_are_multiplied_like_any_others() {
+    let shape = [128, 528];
+    let mut random = Random(7);
+    // Every finite pattern is possible: many escapes, denormals, both zeros.
+    let any: Vec<u8> = (0..shape[0] * shape[1])
+        .flat_map(|_| {
+            let word = random.next() as u16;
+            let word = if word >> 7 & 0xFF == 0xFF { word & 0x807F } else { word };
+            word.to_le_bytes()
+        })
+        .collect();
+    check(WeightType::Bf16, shape, &any, 2);
+    let halves: Vec<u8> = (0..shape[0] * shape[1])
+        .flat_map(|_| {
+            let word = random.next() as u16;
+            let word = if word >> 10 & 31 == 31 { word & 0x83FF } else { word };
+            word.to_le_bytes()
+        })
+        .collect();
+    check(WeightType::F16, shape, &halves, 2);
+    for value in [0.0, -0.0, 1.0, -3.5e-40] {
+        for weight in [WeightType::Bf16, WeightType::F16] {
+            check(weight, shape, &to_bytes(weight, &vec![value; shape[0] * shape[1]]), 2);
+        }
+    }
+    // 4 % and 40 % of the weights far away from the others, and all of them.
+    for share in [50, 5, 2] {
+        let values: Vec<f32> = (0..shape[0] * shape[1])
+            .map(|i| random.normal() * if i % share < 2 { 1e-6 } else { 0.02 })
+            .collect();
+        check(WeightType::Bf16, shape, &to_bytes(WeightType::Bf16, &values), 1);
+    }
+}
+
+#[test]
+fn compressed_layouts_are_smaller() {
+    let shape = [1024, 1024];
+    let bytes = gaussian(WeightType::Bf16, shape);
+    let bits = |layout| {
+        Matrix::from_dense(&bytes, 0, shape, WeightType::Bf16, layout, Isa::best())
+            .unwrap()
+            .bits_per_weight()
+    };
+    assert_eq!(bits(Layout::Dense), 16.0);
+    assert!(bits(Layout::Fixed) < 11.7, "{}", bits(Layout::Fixed));
+    assert!(bits(Layout::Rans) < 11.0, "{}", bits(Layout::Rans));
+}
