@@ -20,6 +20,8 @@ pub mod model;
 pub mod product;
 pub mod record;
 pub mod split;
+#[cfg(test)]
+mod tests;
 pub mod tile;
 
 pub use dtype::Dtype;
