@@ -95,7 +95,7 @@ impl WeightType {
 pub(crate) enum Body {
     Dense(DenseMatrix),
     Fixed(FixedMatrix),
-    Rans(RansMatrix),
+    Rans(Box<RansMatrix>),
 }
 
 /// A matrix of weights `W[rows, cols]`, to be multiplied as `y = x W^T`.
@@ -136,7 +136,7 @@ impl Matrix {
                 Body::Dense(DenseMatrix::from_record(record, source, isa)?)
             }
             Layout::Dense => Body::Dense(DenseMatrix::from_record(record, source, isa)?),
-            Layout::Rans => Body::Rans(RansMatrix::from_record(record, source)?),
+            Layout::Rans => Body::Rans(Box::new(RansMatrix::from_record(record, source)?)),
             Layout::Fixed => match FixedMatrix::from_record(record, source, weight, isa)? {
                 Some(fixed) => Body::Fixed(fixed),
                 None => Body::Dense(DenseMatrix::from_record(record, source, isa)?),
