@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Pack, verify and run language models with losslessly compressed weights.
 ///
@@ -36,6 +36,8 @@ pub enum Command {
 pub enum Bench {
     /// Coding speed and ratio, against zstd, lz4 and memcpy
     Codec(BenchCodec),
+    /// Speed of the matrix product from compressed weights
+    Matmul(BenchMatmul),
 }
 
 /// `transom bench codec`.
@@ -59,12 +61,125 @@ pub struct BenchCodec {
     pub json: Json,
 }
 
+/// `transom bench matmul`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Weights are synthetic: Gaussian with a spread that differs from row to row, as
+in trained models. They are read cold: each run takes another copy, so that no
+cache holds it. All layouts must give identical bits; exit code 1 means that
+they do not. Runs of the layouts are interleaved; the result is the median of
+at least five runs and half a second.")]
+pub struct BenchMatmul {
+    /// Products to measure: llama-8b, llama-70b, or ROWSxCOLS
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "llama-8b")]
+    pub shapes: Vec<Shapes>,
+    /// Tokens multiplied at once
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1",
+          value_parser = parse_positive)]
+    pub batch: Vec<usize>,
+    /// Layouts to measure
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        value_enum,
+        default_value = "dense,fixed,rans"
+    )]
+    pub layouts: Vec<LayoutName>,
+    /// Element types to measure
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_enum, default_value = "bf16")]
+    pub dtype: Vec<WeightName>,
+    #[command(flatten)]
+    pub threads: Threads,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `--threads`.
+#[derive(Debug, Args)]
+pub struct Threads {
+    /// Threads to use [default: all cores]
+    #[arg(long = "threads", value_name = "N", value_parser = parse_positive)]
+    n: Option<usize>,
+}
+
+impl Threads {
+    /// The number asked for, or the number of cores.
+    pub fn count(&self) -> usize {
+        self.n.unwrap_or_else(crate::machine::n_cores)
+    }
+}
+
 /// `--json`.
 #[derive(Debug, Args)]
 pub struct Json {
     /// Print one JSON document
     #[arg(long = "json")]
     pub wanted: bool,
+}
+
+/// How weights lie in memory while a model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LayoutName {
+    /// As they are
+    Dense,
+    /// Codes of a fixed length: fast, small
+    Fixed,
+    /// Entropy-coded, as on disk: smallest
+    Rans,
+}
+
+/// Element types of weights that products take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WeightName {
+    /// bfloat16
+    Bf16,
+    /// IEEE half precision
+    F16,
+}
+
+impl WeightName {
+    /// The name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
+}
+
+/// Products to measure, as named on the command line.
+#[derive(Debug, Clone)]
+pub struct Shapes(pub Vec<(usize, usize)>);
+
+impl std::str::FromStr for Shapes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let shapes = match text {
+            "llama-8b" => {
+                vec![(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336), (128_256, 4096)]
+            }
+            "llama-70b" => vec![(10_240, 8192), (8192, 8192), (57_344, 8192), (8192, 28_672)],
+            _ => vec![parse_sides(text).ok_or_else(|| {
+                format!(
+                    "expected llama-8b, llama-70b or ROWSxCOLS with positive multiples of 16 \
+                     of at most {MAX_SIDE}"
+                )
+            })?],
+        };
+        Ok(Self(shapes))
+    }
+}
+
+/// Keeps a matrix within 2^32 elements.
+const MAX_SIDE: usize = 1 << 18;
+
+fn parse_sides(text: &str) -> Option<(usize, usize)> {
+    let (rows, cols) = text.split_once('x')?;
+    let (rows, cols) = (rows.parse().ok()?, cols.parse().ok()?);
+    let fits = |side: usize| side > 0 && side <= MAX_SIDE && side.is_multiple_of(16);
+    (fits(rows) && fits(cols) && rows * cols <= 1 << 32).then_some((rows, cols))
 }
 
 /// Largest number of threads that is believed.
@@ -86,5 +201,13 @@ mod tests {
     #[test]
     fn definitions_are_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn shares_and_shapes_that_make_no_sense_are_refused() {
+        assert_eq!("32x48".parse::<Shapes>().unwrap().0, [(32, 48)]);
+        for text in ["", "x", "16", "0x16", "15x16", "16x16x16", "1048576x16", "262144x262144"] {
+            assert!(text.parse::<Shapes>().is_err(), "{text}");
+        }
     }
 }

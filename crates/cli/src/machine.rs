@@ -59,6 +59,12 @@ pub(crate) fn caches() -> Vec<Cache> {
         .collect()
 }
 
+/// Size of the largest cache, in bytes.
+pub(crate) fn last_cache_bytes() -> Option<u64> {
+    let kib = |cache: &Cache| cache.size.strip_suffix('K')?.parse::<u64>().ok();
+    caches().iter().filter_map(kib).max().map(|kib| kib * 1024)
+}
+
 /// Value of `name : value` in one of the kernel's tables.
 fn field<'a>(table: &'a str, name: &str) -> Option<&'a str> {
     table.lines().find_map(|line| {

@@ -8,6 +8,7 @@ mod machine;
 mod measure;
 mod output;
 mod progress;
+mod synthetic;
 mod table;
 mod threads;
 
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<Outcome> {
     match cli.command {
         Command::Bench(Bench::Codec(args)) => command::bench_codec::run(&args),
+        Command::Bench(Bench::Matmul(args)) => command::bench_matmul::run(&args),
         Command::Doctor => command::doctor::run(),
     }
 }
