@@ -46,6 +46,7 @@ suite! {
         every_prob_bits_works,
         a_single_symbol_takes_no_words,
         truncated_streams_are_errors,
+        streams_of_other_lengths_are_errors,
         unknown_symbols_are_errors,
         several_streams_decode_as_one_does,
         a_tile_can_be_decoded_in_pieces,

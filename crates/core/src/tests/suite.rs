@@ -128,6 +128,18 @@ pub fn truncated_streams_are_errors(isa: Isa) {
     }
 }
 
+pub fn streams_of_other_lengths_are_errors(isa: Isa) {
+    // Each symbol takes one bit, so that 16 of them fill no lane's state.
+    let plane: Vec<u8> = (0..80).map(|i| i % 2).collect();
+    let freqs = [freqs_of(&plane, MIN_PROB_BITS)];
+    let stream = encode(isa, &[plane], &freqs);
+    let result = decode(isa, &stream, 64, &freqs, 0xA5);
+    assert!(matches!(result, Err(TileError::FinalState { lane: 0, .. })), "{result:?}");
+    // All of these travel in the final states.
+    let stream = encode(isa, &[vec![1; 10]], &freqs);
+    assert_eq!(decode(isa, &stream, 9, &freqs, 0xA5), Err(TileError::TailPadding));
+}
+
 pub fn unknown_symbols_are_errors(isa: Isa) {
     let known = data::peak(10, 120, 1000);
     let table = EncodeTable::new(&freqs_of(&known, MIN_PROB_BITS));
