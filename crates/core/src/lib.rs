@@ -10,6 +10,7 @@
 
 mod arch;
 mod bits;
+pub mod checkpoint;
 pub mod coder;
 mod dtype;
 mod error;
@@ -19,11 +20,13 @@ pub mod layout;
 pub mod model;
 pub mod product;
 pub mod record;
+pub mod safetensors;
 pub mod split;
 #[cfg(test)]
 mod tests;
 pub mod tile;
 
+pub use checkpoint::{Checkpoint, CheckpointError};
 pub use dtype::Dtype;
 pub use error::{DecodeError, EncodeError, TableError, TileError};
 pub use io::ReadAt;

@@ -62,6 +62,12 @@ impl TensorStatistics {
         }
     }
 
+    /// The dtype.
+    #[must_use]
+    pub const fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
     /// The histogram of a plane; empty if the dtype never codes it.
     ///
     /// # Panics
