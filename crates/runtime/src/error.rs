@@ -90,6 +90,15 @@ pub enum RuntimeError {
     #[error("{0}")]
     Checkpoint(String),
 
+    /// A tensor's weights do not decode.
+    #[error("tensor `{tensor}`: {source}")]
+    Product {
+        /// The tensor.
+        tensor: String,
+        /// What is wrong.
+        source: transom::DecodeError,
+    },
+
     // === Text ===============================================================
     /// `tokenizer.json` is not valid, or a text cannot be tokenised.
     #[error("tokenizer: {0}")]
