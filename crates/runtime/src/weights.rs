@@ -128,12 +128,8 @@ impl<'a> Loader<'a> {
                 Matrix::from_dense(tensor.source(), tensor.start, shape, weight, layout, isa)
                     .map_err(|error| error.to_string())
             }
-            TensorKind::Packed(record) if weight == WeightType::F32 => {
-                Matrix::from_f32_record(record, tensor.source(), shape, isa)
-                    .map_err(|error| error.to_string())
-            }
             TensorKind::Packed(record) => {
-                Matrix::from_record(record, tensor.source(), weight, layout, isa)
+                Matrix::from_record(record, tensor.source(), shape, weight, layout, isa)
                     .map_err(|error| error.to_string())
             }
         }
