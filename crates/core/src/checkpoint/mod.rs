@@ -3,7 +3,7 @@
 //!
 //! A packed checkpoint is the same kind of thing as its source: a safetensors
 //! file, or a directory of them with everything else beside, that the usual
-//! tools can list and store. [`unpack`] restores every file byte for byte.
+//! tools can list and store. [`unpack()`] restores every file byte for byte.
 
 #![forbid(unsafe_code)]
 
