@@ -32,9 +32,9 @@ struct Case {
 impl Case {
     fn read(input: &mut Unstructured<'_>) -> Result<Self> {
         let n_planes = input.int_in_range(1..=2)?;
-        let n_elems = match input.int_in_range(0..=2u8)? {
-            0 => input.int_in_range(1..=200)?,
-            1 => input.int_in_range(200..=5000)?,
+        let n_elems = match input.int_in_range(0..=15u8)? {
+            0..10 => input.int_in_range(1..=200)?,
+            10..15 => input.int_in_range(200..=5000)?,
             _ => input.int_in_range(65_000..=65_536)?,
         };
         let prob_bits = input.int_in_range(MIN_PROB_BITS..=MAX_PROB_BITS)?;

@@ -9,6 +9,7 @@
 pub mod isa_agree;
 pub mod record;
 pub mod round_trip;
+pub mod safetensors_header;
 pub mod seeds;
 
 use arbitrary::{Result, Unstructured};

@@ -8,6 +8,34 @@ use transom::{Dtype, Isa, encode_record};
 /// Bytes of an input for a target that reads parameters from it.
 const INPUT_BYTES: usize = 48;
 
+/// Headers: name, bytes of data, JSON.
+const HEADERS: [(&str, u64, &str); 8] = [
+    ("empty", 0, "{}"),
+    ("metadata", 0, r#"{"__metadata__":{"format":"pt","note":"\u00e9"}}   "#),
+    ("one", 8, r#"{"a":{"dtype":"BF16","shape":[2,2],"data_offsets":[0,8]}}"#),
+    (
+        "two-unordered",
+        12,
+        r#"{"b":{"dtype":"F32","shape":[1],"data_offsets":[8,12]},"a":{"dtype":"I8","shape":[8],"data_offsets":[0,8]}}"#,
+    ),
+    (
+        "scalar-and-empty",
+        8,
+        r#"{"e":{"dtype":"F16","shape":[0,3],"data_offsets":[0,0]},"s":{"dtype":"I64","shape":[],"data_offsets":[0,8]}}"#,
+    ),
+    ("unknown-dtype", 3, r#"{"x":{"dtype":"F6_NEW","shape":[4],"data_offsets":[0,3]}}"#),
+    (
+        "overflow",
+        4,
+        r#"{"x":{"dtype":"U8","shape":[4294967296,4294967296,4],"data_offsets":[0,4]}}"#,
+    ),
+    (
+        "overlap",
+        8,
+        r#"{"a":{"dtype":"U8","shape":[6],"data_offsets":[0,6]},"b":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}}"#,
+    ),
+];
+
 /// A file of the corpus.
 #[derive(Debug, Clone)]
 pub struct Seed {
@@ -36,7 +64,11 @@ pub fn all() -> Vec<Seed> {
             Seed { target, name: format!("{seed:02}"), bytes }
         })
     });
-    records.chain(inputs).collect()
+    let headers = HEADERS.into_iter().map(|(name, data_bytes, json)| {
+        let bytes = [&data_bytes.to_le_bytes(), json.as_bytes()].concat();
+        Seed { target: "safetensors_header", name: name.to_owned(), bytes }
+    });
+    records.chain(inputs).chain(headers).collect()
 }
 
 /// `n` bytes that look random, the same in every run.

@@ -63,3 +63,8 @@ fn round_trip() {
 fn isa_agree() {
     replay("isa_agree", transom_fuzz::isa_agree::check);
 }
+
+#[test]
+fn safetensors_header() {
+    replay("safetensors_header", transom_fuzz::safetensors_header::check);
+}

@@ -6,7 +6,7 @@ use crate::Failure;
 use crate::command::Line;
 
 /// Targets, as in `fuzz/Cargo.toml`.
-const TARGETS: [&str; 3] = ["record", "round_trip", "isa_agree"];
+const TARGETS: [&str; 4] = ["record", "safetensors_header", "round_trip", "isa_agree"];
 /// Memory of a target, and of one allocation in it, in MiB.
 const LIMITS: [&str; 2] = ["-rss_limit_mb=2048", "-malloc_limit_mb=256"];
 
