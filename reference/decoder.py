@@ -609,7 +609,7 @@ def parse_header(data, data_bytes=None):
 
 
 def read_trailer(trailer, packed_header, check_hashes):
-    """Section 8.2: the original header."""
+    """Section 8.1, the trailer: the original header."""
     need(len(trailer) >= TRAILER_BYTES, "trailer is cut off")
     need(trailer[:4] == TRAILER_MAGIC, "magic of the trailer is wrong")
     need(trailer[4] == VERSION_MAJOR, "major version is %d" % trailer[4])

@@ -1,0 +1,173 @@
+//! The independent decoder, `reference/decoder.py`, restores what the encoder
+//! writes: every dtype, every degenerate shape, every size of table.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use transom::{Dtype, Isa, encode_record};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn decoder(arguments: &[&Path]) -> std::io::Result<Output> {
+    Command::new("python3").arg(root().join("reference/decoder.py")).args(arguments).output()
+}
+
+/// Whether there is a Python; on CI there has to be one.
+fn has_python() -> bool {
+    let found = Command::new("python3").arg("--version").output().is_ok();
+    assert!(found || std::env::var_os("CI").is_none(), "CI needs python3 for this test");
+    if !found {
+        eprintln!("SKIPPED: python3 is missing");
+    }
+    found
+}
+
+/// A fixed sequence of numbers, the same on every machine.
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> 33
+    }
+
+    /// Small values are likely, large ones rare.
+    fn skewed(&mut self) -> u8 {
+        (self.next() & self.next() & self.next()) as u8
+    }
+}
+
+/// Bytes of a tensor whose coded planes are uneven.
+fn skewed(dtype: Dtype, n_elems: usize) -> Vec<u8> {
+    let mut numbers = Numbers(n_elems as u64);
+    let mut out = Vec::new();
+    for _ in 0..n_elems {
+        let (rare, any) = (numbers.skewed(), numbers.next() as u8);
+        match dtype {
+            Dtype::Bf16 => out.extend(
+                (u16::from(rare) << 7 | u16::from(any) << 8 & 0x8000 | u16::from(any & 0x7F))
+                    .to_le_bytes(),
+            ),
+            Dtype::F16 => out.extend([any, rare]),
+            _ => out.push(rare),
+        }
+    }
+    out
+}
+
+/// Encodes, has the reference decode, and compares.
+fn check(name: &str, dtype: Dtype, shape: &[usize], data: &[u8]) {
+    let directory = tempfile::tempdir().unwrap();
+    let (packed, restored) = (directory.path().join("record"), directory.path().join("tensor"));
+    let record = encode_record(Isa::best(), dtype, shape, data).unwrap();
+    std::fs::write(&packed, &record).unwrap();
+    let output = decoder(&[Path::new("record"), &packed, &restored]).unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{name} {dtype:?} {shape:?}: {stderr}");
+    assert!(std::fs::read(&restored).unwrap() == data, "{name} {dtype:?} {shape:?}");
+}
+
+#[test]
+fn every_dtype_and_shape_is_restored() {
+    if !has_python() {
+        return;
+    }
+    let shapes: [&[usize]; 14] = [
+        &[0],
+        &[],
+        &[1],
+        &[63],
+        &[65],
+        &[16, 16],
+        &[128, 16],
+        &[144, 528],
+        &[16, 512],
+        &[17, 40],
+        &[3, 5, 7],
+        &[2, 16, 16],
+        &[0, 16],
+        &[65_537],
+    ];
+    for dtype in Dtype::ALL {
+        for shape in shapes {
+            let data = skewed(dtype, shape.iter().product());
+            check("skewed", dtype, shape, &data);
+        }
+    }
+}
+
+#[test]
+fn degenerate_content_is_restored() {
+    if !has_python() {
+        return;
+    }
+    for dtype in Dtype::ALL {
+        let n = 4096;
+        let one: Vec<u8> = vec![0x3C; n * dtype.elem_bytes()];
+        check("one symbol", dtype, &[n], &one);
+        let equal: Vec<u8> =
+            (0..n * dtype.elem_bytes()).map(|i| (i / dtype.elem_bytes()) as u8).collect();
+        check("256 equal symbols", dtype, &[64, 64], &equal);
+    }
+    // Values that come from BF16: both planes of F16 are uneven.
+    let mut numbers = Numbers(1);
+    let two: Vec<u8> =
+        (0..70_000).flat_map(|_| [numbers.skewed() << 3, numbers.skewed()]).collect();
+    check("two coded planes", Dtype::F16, &[70_000], &two);
+    check("two coded planes", Dtype::F16, &[112, 624], &two[..112 * 624 * 2]);
+    // Only the low plane is uneven.
+    let low: Vec<u8> = (0..5000).flat_map(|_| [numbers.skewed(), numbers.next() as u8]).collect();
+    check("low plane coded", Dtype::F16, &[5000], &low);
+}
+
+/// `prob_bits` of the table in a record of one dimension of three bytes of LEB128.
+fn prob_bits(record: &[u8]) -> u8 {
+    (record[52 + 1 + 3] & 0xF).max(12)
+}
+
+#[test]
+fn every_size_of_table_is_restored() {
+    if !has_python() {
+        return;
+    }
+    // The more rare symbols there are, the finer the table has to be.
+    let mut seen = Vec::new();
+    for n_rare in [0usize, 6, 10, 13, 16, 20, 30, 40] {
+        let mut numbers = Numbers(n_rare as u64);
+        let data: Vec<u8> = (0..400_000)
+            .map(|_| match numbers.next() % 8192 {
+                k if (k as usize) < 16 * n_rare => 40 + (numbers.next() % 200) as u8,
+                k => (k % 16) as u8 & numbers.next() as u8,
+            })
+            .collect();
+        let record = encode_record(Isa::best(), Dtype::I8, &[data.len()], &data).unwrap();
+        if !seen.contains(&prob_bits(&record)) {
+            seen.push(prob_bits(&record));
+            check("table", Dtype::I8, &[data.len()], &data);
+        }
+    }
+    seen.sort_unstable();
+    assert!(seen.len() >= 3, "tables of {seen:?} bits only");
+}
+
+#[test]
+fn a_flipped_bit_is_reported() {
+    if !has_python() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (packed, restored) = (directory.path().join("record"), directory.path().join("tensor"));
+    let record =
+        encode_record(Isa::best(), Dtype::Bf16, &[32, 48], &skewed(Dtype::Bf16, 1536)).unwrap();
+    for bit in (0..8 * record.len()).step_by(8 * record.len() / 24 + 1) {
+        let mut flipped = record.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        std::fs::write(&packed, &flipped).unwrap();
+        let output = decoder(&[Path::new("record"), &packed, &restored]).unwrap();
+        assert_eq!(output.status.code(), Some(1), "bit {bit}");
+    }
+    assert!(!restored.exists());
+}
