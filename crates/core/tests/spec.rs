@@ -248,8 +248,10 @@ fn the_plain_coder_of_this_file_agrees_with_the_library() {
     let example = Example::new(&document());
     let (trace, initial) = example.encode();
     // The stream is lengths, states and words, from the trace alone.
-    let mut expected: Vec<u8> =
-        initial.chunks(2).map(|s| (s[0].ilog2() - 16 | (s[1].ilog2() - 16) << 4) as u8).collect();
+    let mut expected: Vec<u8> = initial
+        .chunks(2)
+        .map(|s| ((s[0].ilog2() - 16) | ((s[1].ilog2() - 16) << 4)) as u8)
+        .collect();
     let bits = initial.iter().flat_map(|&state| (0..state.ilog2()).map(move |i| state >> i & 1));
     for byte in bits.collect::<Vec<_>>().chunks(8) {
         expected.push(byte.iter().rev().fold(0, |byte, bit| byte << 1 | *bit as u8));
