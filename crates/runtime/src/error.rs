@@ -3,6 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
+use transom::DecodeError;
+use transom::checkpoint::CheckpointError;
+
 /// A model cannot be loaded or run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -88,7 +91,7 @@ pub enum RuntimeError {
     },
     /// The checkpoint cannot be opened or read.
     #[error("{0}")]
-    Checkpoint(String),
+    Checkpoint(#[from] CheckpointError),
 
     /// A tensor's weights do not decode.
     #[error("tensor `{tensor}`: {source}")]
@@ -96,7 +99,7 @@ pub enum RuntimeError {
         /// The tensor.
         tensor: String,
         /// What is wrong.
-        source: transom::DecodeError,
+        source: DecodeError,
     },
 
     // === Text ===============================================================

@@ -18,7 +18,6 @@ mod error;
 pub mod generate;
 mod math;
 mod model;
-mod plain;
 pub mod rope;
 pub mod sampler;
 mod tensors;

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use crate::plain::Checkpoint;
 use rayon::prelude::*;
+use transom::checkpoint::Checkpoint;
 use transom::layout::{Layout, Matrix};
 use transom::{DecodeError, Isa};
 
@@ -99,19 +99,16 @@ impl Model {
         options: LoadOptions,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self, RuntimeError> {
-        let checkpoint =
-            Checkpoint::open(path).map_err(|error| RuntimeError::Checkpoint(error.to_string()))?;
-        let side_file = |file| {
-            let bytes = checkpoint.file_bytes(file);
-            bytes.map_err(|error| RuntimeError::Checkpoint(error.to_string()))
+        let checkpoint = Checkpoint::open(path)?;
+        let required = |file| -> Result<Vec<u8>, RuntimeError> {
+            checkpoint.file_bytes(file)?.ok_or(RuntimeError::MissingFile { file })
         };
-        let required = |file| side_file(file)?.ok_or(RuntimeError::MissingFile { file });
         let config = Config::parse(
             &required("config.json")?,
-            side_file("generation_config.json")?.as_deref(),
+            checkpoint.file_bytes("generation_config.json")?.as_deref(),
         )?;
         let tokenizer = Tokenizer::parse(&required("tokenizer.json")?)?;
-        let mut loader = Loader::new(&checkpoint, path, &config, options, progress)?;
+        let mut loader = Loader::new(&checkpoint, &config, options, progress)?;
         let vocabulary = |loader: &mut Loader<'_>, name: &str| {
             let weight = loader.matrix(name, config.vocab_size, config.hidden_size)?;
             Ok::<_, RuntimeError>(Linear { name: name.to_owned(), weight, bias: None })
@@ -129,8 +126,8 @@ impl Model {
         Ok(Self {
             isa: options.isa,
             tokenizer,
-            tokenizer_config: side_file("tokenizer_config.json")?,
-            chat_template: side_file("chat_template.jinja")?,
+            tokenizer_config: checkpoint.file_bytes("tokenizer_config.json")?,
+            chat_template: checkpoint.file_bytes("chat_template.jinja")?,
             inverse_frequencies: config.rope.inverse_frequencies(config.head_dim),
             embedding,
             layers,

@@ -1,9 +1,7 @@
 //! Tensors of a checkpoint -> matrices and vectors of a model.
 
-use std::path::{Path, PathBuf};
-
-use crate::plain::{Checkpoint, Tensor, TensorKind};
 use transom::ReadAt;
+use transom::checkpoint::{Checkpoint, Tensor, TensorKind};
 use transom::layout::{Matrix, WeightType};
 
 use crate::config::Config;
@@ -17,7 +15,6 @@ use crate::tensors;
 /// keeps layers elsewhere than in memory takes its place.
 pub(crate) struct Loader<'a> {
     checkpoint: &'a Checkpoint,
-    path: &'a Path,
     options: LoadOptions,
     progress: &'a mut dyn FnMut(LoadProgress),
     state: LoadProgress,
@@ -27,16 +24,15 @@ impl<'a> Loader<'a> {
     /// A loader that has found every tensor the configuration calls for.
     pub(crate) fn new(
         checkpoint: &'a Checkpoint,
-        path: &'a Path,
         config: &Config,
         options: LoadOptions,
         progress: &'a mut dyn FnMut(LoadProgress),
     ) -> Result<Self, RuntimeError> {
         let wanted = tensors::all(config);
         let state = LoadProgress { n_tensors: 0, n_tensors_total: wanted.len(), weights_bytes: 0 };
-        let loader = Self { checkpoint, path, options, progress, state };
+        let loader = Self { checkpoint, options, progress, state };
         for (name, shape) in &wanted {
-            loader.check(&loader.tensor(name)?, name, shape)?;
+            check(&loader.tensor(name)?, name, shape)?;
         }
         Ok(loader)
     }
@@ -54,9 +50,9 @@ impl<'a> Loader<'a> {
         cols: usize,
     ) -> Result<Matrix, RuntimeError> {
         let tensor = self.tensor(name)?;
-        let weight = self.check(&tensor, name, &[rows, cols])?;
+        let weight = check(&tensor, name, &[rows, cols])?;
         let matrix = self.read_matrix(&tensor, weight, [rows, cols]);
-        let matrix = matrix.map_err(|reason| self.failed(&tensor, name, reason))?;
+        let matrix = matrix.map_err(|reason| failed(&tensor, name, reason))?;
         self.loaded(matrix.resident_bytes());
         Ok(matrix)
     }
@@ -64,9 +60,9 @@ impl<'a> Loader<'a> {
     /// A norm's weights or a bias, widened to f32.
     pub(crate) fn vector(&mut self, name: &str, length: usize) -> Result<Vec<f32>, RuntimeError> {
         let tensor = self.tensor(name)?;
-        let weight = self.check(&tensor, name, &[length])?;
+        let weight = check(&tensor, name, &[length])?;
         let bytes = self.read_bytes(&tensor, length * weight.elem_bytes());
-        let bytes = bytes.map_err(|reason| self.failed(&tensor, name, reason))?;
+        let bytes = bytes.map_err(|reason| failed(&tensor, name, reason))?;
         let vector = widen(&bytes, weight);
         self.loaded(size_of_val(vector.as_slice()));
         Ok(vector)
@@ -79,41 +75,10 @@ impl<'a> Loader<'a> {
     }
 
     fn tensor(&self, name: &str) -> Result<Tensor<'a>, RuntimeError> {
-        self.checkpoint.tensor(name).ok_or_else(|| RuntimeError::MissingTensor {
-            path: self.path.to_owned(),
+        self.checkpoint.tensor(name)?.ok_or_else(|| RuntimeError::MissingTensor {
+            path: self.checkpoint.root().to_owned(),
             tensor: name.to_owned(),
         })
-    }
-
-    fn check(
-        &self,
-        tensor: &Tensor<'_>,
-        name: &str,
-        shape: &[usize],
-    ) -> Result<WeightType, RuntimeError> {
-        let expected: Vec<u64> = shape.iter().map(|&side| side as u64).collect();
-        let found: Vec<u64> = tensor.info.shape.iter().map(|&side| side as u64).collect();
-        if found != expected {
-            return Err(RuntimeError::TensorShape {
-                path: self.path_of(tensor),
-                tensor: name.to_owned(),
-                found,
-                expected,
-            });
-        }
-        WeightType::from_safetensors(&tensor.info.dtype).ok_or_else(|| RuntimeError::TensorDtype {
-            path: self.path_of(tensor),
-            tensor: name.to_owned(),
-            found: tensor.info.dtype.clone(),
-        })
-    }
-
-    fn failed(&self, tensor: &Tensor<'_>, name: &str, reason: String) -> RuntimeError {
-        RuntimeError::Tensor { path: self.path_of(tensor), tensor: name.to_owned(), reason }
-    }
-
-    fn path_of(&self, tensor: &Tensor<'_>) -> PathBuf {
-        tensor.path().to_owned()
     }
 
     fn read_matrix(
@@ -125,7 +90,7 @@ impl<'a> Loader<'a> {
         let LoadOptions { layout, isa } = self.options;
         match &tensor.kind {
             TensorKind::Dense => {
-                Matrix::from_dense(tensor.source(), tensor.start, shape, weight, layout, isa)
+                Matrix::from_dense(tensor.source(), tensor.start(), shape, weight, layout, isa)
                     .map_err(|error| error.to_string())
             }
             TensorKind::Packed(record) => {
@@ -140,7 +105,7 @@ impl<'a> Loader<'a> {
         match &tensor.kind {
             TensorKind::Dense => tensor
                 .source()
-                .read_exact_at(&mut bytes, tensor.start)
+                .read_exact_at(&mut bytes, tensor.start())
                 .map_err(|error| error.to_string())?,
             TensorKind::Packed(record) => {
                 let (rows, cols) = record.matrix_sides();
@@ -160,6 +125,28 @@ impl<'a> Loader<'a> {
         }
         Ok(bytes)
     }
+}
+
+fn check(tensor: &Tensor<'_>, name: &str, shape: &[usize]) -> Result<WeightType, RuntimeError> {
+    let expected: Vec<u64> = shape.iter().map(|&side| side as u64).collect();
+    let found: Vec<u64> = tensor.info.shape.iter().map(|&side| side as u64).collect();
+    if found != expected {
+        return Err(RuntimeError::TensorShape {
+            path: tensor.info.path.clone(),
+            tensor: name.to_owned(),
+            found,
+            expected,
+        });
+    }
+    WeightType::from_safetensors(&tensor.info.dtype).ok_or_else(|| RuntimeError::TensorDtype {
+        path: tensor.info.path.clone(),
+        tensor: name.to_owned(),
+        found: tensor.info.dtype.clone(),
+    })
+}
+
+fn failed(tensor: &Tensor<'_>, name: &str, reason: String) -> RuntimeError {
+    RuntimeError::Tensor { path: tensor.info.path.clone(), tensor: name.to_owned(), reason }
 }
 
 /// Elements as f32, exactly.

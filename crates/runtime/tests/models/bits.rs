@@ -8,7 +8,7 @@ use transom_runtime::generate::StopReason;
 use transom_runtime::tiny::SyntheticCheckpoint;
 use transom_runtime::{LoadOptions, Model, RuntimeError, Session};
 
-use crate::{bits, greedy, load, written};
+use crate::{bits, greedy, load, packed, written};
 
 const N_TOKENS: usize = 70;
 
@@ -70,13 +70,18 @@ fn other_weights_give_other_logits() {
 }
 
 #[test]
-fn shards_hold_the_same_weights_and_bytes_repeat() {
+fn shards_and_records_hold_the_same_weights_and_bytes_repeat() {
     let one = SyntheticCheckpoint::tiny();
     let sharded = SyntheticCheckpoint { n_shards: 3, ..one.clone() };
     let (a, b, c) = (written(&one), written(&one), written(&sharded));
     let weights = |dir: &tempfile::TempDir| std::fs::read(dir.path().join("model.safetensors"));
     assert_eq!(weights(&a).unwrap(), weights(&b).unwrap());
     assert!(c.path().join("model-00003-of-00003.safetensors").exists());
+    let packed = packed(c.path());
+    for layout in Layout::ALL {
+        let original = logits(&load(a.path(), layout), 16, 1);
+        assert!(original == logits(&load(&packed.path().join("packed"), layout), 16, 1));
+    }
     let (a, c) = (load(a.path(), Layout::Rans), load(c.path(), Layout::Rans));
     assert_eq!(logits(&a, 16, 1), logits(&c, 16, 1));
     assert_eq!(a.weights_bytes(), c.weights_bytes());

@@ -9,6 +9,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
+use transom::checkpoint::{Options, pack};
 use transom::layout::Layout;
 use transom_runtime::generate::{GenerateOptions, Generation, generate};
 use transom_runtime::sampler::Sampling;
@@ -23,6 +24,13 @@ fn written(checkpoint: &SyntheticCheckpoint) -> TempDir {
     let dir = TempDir::new().unwrap();
     checkpoint.write(dir.path()).unwrap();
     dir
+}
+
+/// The packed checkpoint of a directory, in `packed` of the one returned.
+fn packed(dir: &Path) -> TempDir {
+    let target = TempDir::new().unwrap();
+    pack(dir, &target.path().join("packed"), &Options::default(), &()).unwrap();
+    target
 }
 
 fn greedy(model: &Model, prompt: &[u32], max_tokens: usize, ignore_eos: bool) -> Generation {

@@ -5,14 +5,19 @@ use transom::layout::Layout;
 use transom_runtime::compare::{CompareOptions, compare};
 use transom_runtime::tokenizer::StreamDecoder;
 
-use crate::{bits, greedy, load, shared};
+use crate::{bits, greedy, load, packed, shared};
 
 #[test]
-fn the_stories_are_the_expected_ones_in_every_layout() {
+fn the_stories_are_the_expected_ones_in_every_layout_original_and_packed() {
     let Some(dir) = shared("models/stories260k") else { return };
     let expected: Value =
         serde_json::from_slice(&std::fs::read(dir.join("expected.json")).unwrap()).unwrap();
-    let models = Layout::ALL.map(|layout| load(&dir, layout));
+    let packed = packed(&dir);
+    let packed_dir = packed.path().join("packed");
+    let models: Vec<_> = [&dir, &packed_dir]
+        .into_iter()
+        .flat_map(|dir| Layout::ALL.map(|layout| load(dir, layout)))
+        .collect();
     for run in expected["runs"].as_array().unwrap() {
         let ids = |field: &str| -> Vec<u32> { serde_json::from_value(run[field].clone()).unwrap() };
         let prompt = run["prompt"].as_str().unwrap();
