@@ -54,7 +54,7 @@ fn shared(path: &str) -> Option<PathBuf> {
     );
     let path = root.join(path);
     if !path.exists() {
-        println!("SKIPPED: {} is absent", path.display());
+        eprintln!("SKIPPED: {} is absent", path.display());
         return None;
     }
     Some(path)
