@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::arch::{self, LANES_PER_ROW};
+use crate::arch::{self, Inputs, LANES_PER_ROW};
 use crate::error::DecodeError;
 use crate::isa::Isa;
 use crate::layout::{Body, DenseMatrix, FixedMatrix, Matrix, RansMatrix, WeightType};
@@ -20,6 +20,9 @@ use crate::tile::{BLOCK, BLOCK_ELEMS, Order, STRIP_ELEMS, TILE_ELEMS, TILE_ROWS,
 
 /// Tokens that share one decoding of the weights.
 const MAX_TOKENS: usize = 64;
+/// Most rows that one task multiplies in linear order: bounds the accumulators
+/// of very narrow matrices.
+const MAX_RUN_ROWS: usize = 4096;
 /// Rows of a dense matrix that one task multiplies.
 const DENSE_ROWS: usize = 64;
 
@@ -90,12 +93,14 @@ impl Matrix {
     ///
     /// # Panics
     ///
-    /// If there is no such row or `out` is not `cols` long.
+    /// If there is no such row, `out` is not `cols` long, or the instruction
+    /// set is not available.
     ///
     /// # Cost
     ///
     /// Decodes the tiles the row crosses.
     pub fn row_with(&self, isa: Isa, row: usize, out: &mut [f32]) -> Result<(), DecodeError> {
+        assert!(isa.is_available(), "{isa:?} is not available on this machine");
         assert!(row < self.rows, "row {row} of {}", self.rows);
         assert_eq!(out.len(), self.cols, "out is not a row");
         let cols = self.cols;
@@ -149,7 +154,7 @@ impl Matrix {
             Body::Dense(_) => DENSE_ROWS,
             body => match Strips::of(body).tiling().order() {
                 Order::Fragment => TILE_ROWS,
-                Order::Linear => (4 * TILE_ELEMS).div_ceil(self.cols),
+                Order::Linear => (4 * TILE_ELEMS).div_ceil(self.cols).min(MAX_RUN_ROWS),
             },
         };
         (0..self.rows).step_by(step).map(|row| row..self.rows.min(row + step)).collect()
@@ -202,9 +207,7 @@ impl Matrix {
     ) {
         let row_bytes = self.cols * self.weight.elem_bytes();
         let weights = &dense.bytes[rows.start * row_bytes..rows.end * row_bytes];
-        for (x, y) in x.chunks(self.cols).zip(y.chunks_mut(rows.len())) {
-            arch::multiply_dense(isa, self.weight, weights, x, y);
-        }
+        arch::multiply_dense(isa, self.weight, weights, x, self.cols, y);
     }
 
     /// Fragment order: `rows` is a row of tiles.
@@ -223,11 +226,9 @@ impl Matrix {
         strips.for_each(isa, self.tiles_of_rows(&rows), |strip, planes| {
             let first = (strip.row_start - rows.start) * BLOCK * n_tokens;
             let sums = &mut sums[first..first + BLOCK_ELEMS * n_tokens];
-            for (x, sums) in x.chunks(self.cols).zip(sums.chunks_exact_mut(BLOCK_ELEMS)) {
-                let x = &x[strip.col_start..strip.col_start + strip.cols];
-                let sums = sums.try_into().expect("a block");
-                arch::accumulate_blocks(isa, weight, planes, x, sums);
-            }
+            let (sums, _) = sums.as_chunks_mut();
+            let x = Inputs { x: &x[strip.col_start..], stride: self.cols, n_cols: strip.cols };
+            arch::accumulate_blocks(isa, weight, planes, x, sums);
         })?;
         let places = arch::accumulator_places(isa, weight);
         for (strip, sums) in sums.chunks(BLOCK_ELEMS * n_tokens).enumerate() {

@@ -191,3 +191,120 @@ fn compressed_layouts_are_smaller() {
     assert!(bits(Layout::Fixed) < 11.7, "{}", bits(Layout::Fixed));
     assert!(bits(Layout::Rans) < 11.0, "{}", bits(Layout::Rans));
 }
+
+#[test]
+fn infinite_weights_give_infinite_outputs_of_their_sign() {
+    for (weight, infinity) in [(WeightType::Bf16, 0x7F80u16), (WeightType::F16, 0x7C00)] {
+        for shape in [[32, 64], [31, 63]] {
+            let mut bytes = gaussian(weight, shape);
+            let at = (5 * shape[1] + 7) * 2;
+            bytes[at..at + 2].copy_from_slice(&(infinity | 0x8000).to_le_bytes());
+            let x = vec![1.0; 2 * shape[1]];
+            let expected = reference(weight, &bytes, shape, &x);
+            assert_eq!(expected[5], f32::NEG_INFINITY);
+            for layout in Layout::ALL {
+                for isa in isas() {
+                    let matrix = Matrix::from_dense(&bytes, 0, shape, weight, layout, isa).unwrap();
+                    let mut y = vec![0.0; 2 * shape[0]];
+                    matrix.multiply_with(isa, &x, &mut y).unwrap();
+                    assert_eq!(bits(&y), bits(&expected), "{weight:?} {layout:?} {isa:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_number_of_threads_does_not_change_a_bit() {
+    for shape in [[1024, 256], [3001, 77]] {
+        let bytes = gaussian(WeightType::Bf16, shape);
+        let mut random = Random(3);
+        let x: Vec<f32> = (0..2 * shape[1]).map(|_| random.normal()).collect();
+        let expected = bits(&reference(WeightType::Bf16, &bytes, shape, &x));
+        for layout in Layout::ALL {
+            let isa = Isa::best();
+            let matrix =
+                Matrix::from_dense(&bytes, 0, shape, WeightType::Bf16, layout, isa).unwrap();
+            for threads in [1, 2, 5] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let mut y = vec![0.0; 2 * shape[0]];
+                pool.install(|| matrix.multiply_with(isa, &x, &mut y)).unwrap();
+                assert_eq!(bits(&y), expected, "{shape:?} {layout:?} {threads} threads");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_empty_matrix_multiplies_to_zeros() {
+    for shape in [[0, 16], [16, 0], [0, 0]] {
+        for layout in Layout::ALL {
+            let isa = Isa::best();
+            let matrix =
+                Matrix::from_dense(&[][..], 0, shape, WeightType::Bf16, layout, isa).unwrap();
+            let mut y = vec![1.0; shape[0]];
+            matrix.multiply_with(isa, &vec![1.0; shape[1]], &mut y).unwrap();
+            assert_eq!(y, vec![0.0; shape[0]]);
+        }
+    }
+}
+
+#[test]
+fn a_matrix_that_no_code_makes_smaller_is_dense() {
+    let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    for weight in [WeightType::Bf16, WeightType::F16] {
+        let matrix =
+            Matrix::from_dense(&bytes, 0, [256, 256], weight, Layout::Fixed, Isa::best()).unwrap();
+        assert_eq!(matrix.layout(), Layout::Dense);
+        assert_eq!(matrix.bits_per_weight(), 16.0);
+    }
+}
+
+#[test]
+fn a_record_of_another_type_or_shape_is_an_error() {
+    let packed = encode_record(Isa::best(), Dtype::Bf16, &[4, 8], &[0; 64]).unwrap();
+    let record = Record::read(&packed, 0, packed.len() as u64).unwrap();
+    let wrong = [
+        (WeightType::F16, [4, 8]),
+        (WeightType::F32, [4, 4]),
+        (WeightType::Bf16, [8, 4]),
+        (WeightType::Bf16, [usize::MAX, 2]),
+    ];
+    for (weight, shape) in wrong {
+        for layout in Layout::ALL {
+            let error = Matrix::from_record(&record, &packed, shape, weight, layout, Isa::best())
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("BF16 [4, 8]"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_damaged_tile_is_an_error_in_every_layout() {
+    let shape = [256, 64];
+    let mut packed =
+        encode_record(Isa::best(), Dtype::Bf16, &shape, &gaussian(WeightType::Bf16, shape))
+            .unwrap();
+    *packed.last_mut().unwrap() ^= 1;
+    let record = Record::read(&packed, 0, packed.len() as u64).unwrap();
+    for layout in Layout::ALL {
+        let weight = WeightType::Bf16;
+        let error = Matrix::from_record(&record, &packed, shape, weight, layout, Isa::best())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("tile 1") && error.contains("checksum"), "{error}");
+    }
+}
+
+#[test]
+fn a_source_that_ends_early_is_an_error_in_every_layout() {
+    let short = vec![0; 2 * 64 * 64 - 1];
+    for layout in Layout::ALL {
+        for shape in [[64, 64], [67, 63]] {
+            let weight = WeightType::Bf16;
+            let matrix = Matrix::from_dense(&short, 0, shape, weight, layout, Isa::best());
+            assert!(matrix.is_err(), "{layout:?} {shape:?}");
+        }
+    }
+}

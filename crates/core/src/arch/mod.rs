@@ -146,27 +146,50 @@ pub(crate) fn unpack_highs(
     }
 }
 
-/// Adds the products of a strip of 16x16 blocks to 256 accumulators, whose
-/// order is the instruction set's own; see [`accumulator_places`].
+/// Activations of one or more tokens in the columns of a strip.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Inputs<'a> {
+    /// From the strip's first column of the first token on.
+    pub(crate) x: &'a [f32],
+    /// From one token to the next.
+    pub(crate) stride: usize,
+    /// Columns of the strip.
+    pub(crate) n_cols: usize,
+}
+
+impl<'a> Inputs<'a> {
+    pub(crate) fn token(&self, token: usize) -> &'a [f32] {
+        &self.x[token * self.stride..][..self.n_cols]
+    }
+}
+
+/// Adds the products of a strip of 16x16 blocks to 256 accumulators a token,
+/// whose order is the instruction set's own; see [`accumulator_places`].
 pub(crate) fn accumulate_blocks(
     isa: Isa,
     weight: WeightType,
     planes: [&[u8]; 2],
-    x: &[f32],
-    sums: &mut [f32; BLOCK_ELEMS],
+    inputs: Inputs<'_>,
+    sums: &mut [[f32; BLOCK_ELEMS]],
 ) {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the instruction set is available.
         Isa::Avx512 => unsafe {
-            x86_64::product_avx512::accumulate_blocks(weight, planes, x, sums);
+            x86_64::product_avx512::accumulate_blocks(weight, planes, inputs, sums);
         },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the instruction set is available.
         Isa::Avx2 => unsafe {
-            x86_64::product_avx2::accumulate_blocks(weight, planes, x, sums);
+            for (token, sums) in sums.iter_mut().enumerate() {
+                x86_64::product_avx2::accumulate_blocks(weight, planes, inputs.token(token), sums);
+            }
         },
-        _ => all::product::accumulate_blocks(weight, planes, x, sums),
+        _ => {
+            for (token, sums) in sums.iter_mut().enumerate() {
+                all::product::accumulate_blocks(weight, planes, inputs.token(token), sums);
+            }
+        }
     }
 }
 
@@ -206,21 +229,28 @@ pub(crate) fn accumulate_run(
     }
 }
 
-/// Multiplies as many rows of row-major weights as `y` has.
+/// Multiplies rows of row-major weights with one or more tokens: `x` is
+/// `tokens * cols`, `y` is `tokens * rows`.
 pub(crate) fn multiply_dense(
     isa: Isa,
     weight: WeightType,
     weights: &[u8],
     x: &[f32],
+    cols: usize,
     y: &mut [f32],
 ) {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
+    let n_rows = weights.len() / (cols * weight.elem_bytes());
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 {
         // SAFETY: the instruction set is available.
-        Isa::Avx512 => unsafe { x86_64::product_avx512::multiply_dense(weight, weights, x, y) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the instruction set is available.
-        Isa::Avx2 => unsafe { x86_64::product_avx2::multiply_dense(weight, weights, x, y) },
-        _ => all::product::multiply_dense(weight, weights, x, y),
+        return unsafe { x86_64::product_avx512::multiply_dense(weight, weights, x, cols, y) };
+    }
+    for (x, y) in x.chunks(cols).zip(y.chunks_mut(n_rows)) {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the instruction set is available.
+            Isa::Avx2 => unsafe { x86_64::product_avx2::multiply_dense(weight, weights, x, y) },
+            _ => all::product::multiply_dense(weight, weights, x, y),
+        }
     }
 }

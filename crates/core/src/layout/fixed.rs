@@ -348,3 +348,106 @@ fn escape_rate(coding: Coding, counts: &[u64; 256]) -> f64 {
     let inside: u64 = palette[..coding.n_codes()].iter().map(|&e| exponents[usize::from(e)]).sum();
     (total - inside) as f64 / total.max(1) as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::split::join_tile_with;
+    use crate::{Dtype, encode_record};
+
+    const CODINGS: [(Dtype, Coding); 3] = [
+        (Dtype::Bf16, Coding::Exponent3),
+        (Dtype::Bf16, Coding::Exponent4),
+        (Dtype::F16, Coding::Half3),
+    ];
+
+    /// The elements back from a matrix, row-major.
+    fn to_bytes(fixed: &FixedMatrix, dtype: Dtype, isa: Isa) -> Vec<u8> {
+        let (tiling, order) = (fixed.tiling(), fixed.tiling().order());
+        let row_bytes = tiling.row_stride() * dtype.elem_bytes();
+        let mut bytes = vec![0; tiling.n_elems() * dtype.elem_bytes()];
+        // What an earlier strip leaves behind must not show.
+        let mut high = [0xA5; STRIP_ELEMS];
+        for index in 0..tiling.n_tiles() {
+            for (s, strip) in tiling.tile(index).strips(order).enumerate() {
+                let planes = fixed.strip(isa, index, s, strip.n_elems(), &mut high);
+                let at = strip.row_start * row_bytes + strip.col_start * dtype.elem_bytes();
+                join_tile_with(isa, dtype, order, &strip, planes, &mut bytes[at..], row_bytes);
+            }
+        }
+        bytes
+    }
+
+    fn n_escapes(fixed: &FixedMatrix) -> usize {
+        fixed.tiles.iter().map(|tile| tile.escapes.len()).sum()
+    }
+
+    /// Encodes with `coding` forced and decodes on every instruction set;
+    /// returns the number of escapes.
+    fn round_trip(dtype: Dtype, coding: Coding, shape: [usize; 2], words: &[u16]) -> usize {
+        let isa = Isa::best();
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let packed = encode_record(isa, dtype, &shape, &bytes).unwrap();
+        let record = Record::read(&packed, 0, packed.len() as u64).unwrap();
+        let counts = count_high_bytes(&record, &packed, isa).unwrap();
+        let fixed = FixedMatrix::with_coding(&record, &packed, coding, &counts, isa).unwrap();
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+            assert!(to_bytes(&fixed, dtype, isa) == bytes, "{coding:?} {shape:?} {isa:?}");
+        }
+        n_escapes(&fixed)
+    }
+
+    #[test]
+    fn every_bit_pattern_survives_every_coding() {
+        let words: Vec<u16> = (0..=u16::MAX).map(|i| i.wrapping_mul(40_503)).collect();
+        for (dtype, coding) in CODINGS {
+            // All exponents are equally frequent, and most have no code.
+            let n_exponents = if dtype == Dtype::F16 { 32 } else { 256 };
+            let expected = words.len() / n_exponents * (n_exponents - coding.n_codes());
+            assert_eq!(round_trip(dtype, coding, [256, 256], &words), expected);
+            assert_eq!(round_trip(dtype, coding, [1, 65_536], &words), expected);
+            round_trip(dtype, coding, [255, 255], &words[..255 * 255]);
+        }
+    }
+
+    #[test]
+    fn every_share_of_escapes_survives_every_coding() {
+        for (dtype, coding) in CODINGS {
+            for percent in [0, 2, 40] {
+                let words: Vec<u16> = (0..144 * 528usize)
+                    .map(|i| {
+                        let noise = (i * 2_654_435_761) >> 7;
+                        if noise % 100 < percent { (noise >> 3) as u16 } else { 0x3C11 }
+                    })
+                    .collect();
+                let n = round_trip(dtype, coding, [144, 528], &words);
+                let share = n * 100 / words.len();
+                assert!(share <= percent && share * 4 >= percent, "{coding:?}: {share} %");
+            }
+        }
+    }
+
+    #[test]
+    fn a_strip_of_nothing_but_escapes_survives() {
+        // The first 16 rows have the exponents that nothing else has.
+        for (dtype, coding) in CODINGS {
+            let words: Vec<u16> = (0..512 * 512u32)
+                .map(|i| match i < 16 * 512 {
+                    true => 0x0123,
+                    false => 0x3C00 + 0x0400 * (i % 16) as u16,
+                })
+                .collect();
+            assert!(round_trip(dtype, coding, [512, 512], &words) >= 16 * 512);
+        }
+    }
+
+    #[test]
+    fn one_distinct_element_survives_without_escapes() {
+        for (dtype, coding) in CODINGS {
+            for word in [0, 0x3F80, 0x8000, 0xFFFF] {
+                assert_eq!(round_trip(dtype, coding, [48, 32], &[word; 48 * 32]), 0);
+                assert_eq!(round_trip(dtype, coding, [1, 1], &[word]), 0);
+            }
+        }
+    }
+}

@@ -216,7 +216,9 @@ impl Matrix {
 
 fn check_shape(record: &Record, shape: [usize; 2], weight: WeightType) -> Result<(), DecodeError> {
     let header = record.header();
-    let n_bytes = (shape[0] as u64 * shape[1] as u64).checked_mul(weight.elem_bytes() as u64);
+    let n_bytes = (shape[0] as u64)
+        .checked_mul(shape[1] as u64)
+        .and_then(|n| n.checked_mul(weight.elem_bytes() as u64));
     let same_shape = weight == WeightType::F32 || header.shape() == shape;
     if header.dtype() == weight.dtype() && same_shape && n_bytes == Some(header.content_bytes()) {
         return Ok(());

@@ -6,7 +6,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::arch::LANES_PER_ROW;
+use crate::arch::{Inputs, LANES_PER_ROW};
 use crate::layout::{Coding, WeightType};
 use crate::tile::{BLOCK, BLOCK_ELEMS, STRIP_ELEMS};
 
@@ -165,13 +165,90 @@ const fn column_indices(half: bool, v: usize) -> [i32; 16] {
 pub(crate) unsafe fn accumulate_blocks(
     weight: WeightType,
     planes: [&[u8]; 2],
-    x: &[f32],
-    sums: &mut [f32; BLOCK_ELEMS],
+    inputs: Inputs<'_>,
+    sums: &mut [[f32; BLOCK_ELEMS]],
 ) {
     if weight.is_half() {
-        blocks::<true>(planes, x, sums);
+        block_tokens::<true>(planes, inputs, sums);
     } else {
-        blocks::<false>(planes, x, sums);
+        block_tokens::<false>(planes, inputs, sums);
+    }
+}
+
+/// Tokens in pairs, which share the widened weights; the last one alone.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
+fn block_tokens<const HALF: bool>(
+    planes: [&[u8]; 2],
+    inputs: Inputs<'_>,
+    sums: &mut [[f32; BLOCK_ELEMS]],
+) {
+    let (pairs, last) = sums.as_chunks_mut();
+    let n_paired = 2 * pairs.len();
+    for (pair, sums) in pairs.iter_mut().enumerate() {
+        let x = [inputs.token(2 * pair), inputs.token(2 * pair + 1)];
+        pair_side::<HALF, 0>(planes, x, sums);
+        pair_side::<HALF, 1>(planes, x, sums);
+    }
+    for (token, sums) in last.iter_mut().enumerate() {
+        blocks::<HALF>(planes, inputs.token(n_paired + token), sums);
+    }
+}
+
+/// Multiplies the left (`SIDE` 0) or right half of every block with two
+/// tokens: as many accumulators as one token has for whole blocks.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
+fn pair_side<const HALF: bool, const SIDE: usize>(
+    planes: [&[u8]; 2],
+    x: [&[f32]; 2],
+    sums: &mut [[f32; BLOCK_ELEMS]; 2],
+) {
+    let n_blocks = x[0].len() / BLOCK;
+    assert!(planes.iter().all(|plane| plane.len() >= n_blocks * BLOCK_ELEMS), "planes too short");
+    assert_eq!(x[0].len(), x[1].len(), "tokens of different lengths");
+    let columns = const { [column_indices(HALF, 0), column_indices(HALF, 1)] };
+    let first_column = _mm512_set1_epi32(8 * SIDE as i32);
+    // SAFETY: 16 indices each.
+    let order = columns.map(|columns| unsafe {
+        _mm512_add_epi32(_mm512_loadu_si512(columns.as_ptr().cast()), first_column)
+    });
+    let mut acc = [[_mm512_setzero_ps(); 8]; 2];
+    for (acc, sums) in acc.iter_mut().zip(sums.iter()) {
+        for (i, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: 256 sums, of which each side has half.
+            *acc = unsafe { _mm512_loadu_ps(sums.as_ptr().add(128 * SIDE + 16 * i)) };
+        }
+    }
+    for block in 0..n_blocks {
+        // SAFETY: both tokens have 16 activations for the block.
+        let inputs = x.map(|x| unsafe {
+            let activations = _mm512_loadu_ps(x.as_ptr().add(block * BLOCK));
+            order.map(|order| _mm512_permutexvar_ps(order, activations))
+        });
+        for quarter in 0..2 {
+            let at = block * BLOCK_ELEMS + 128 * SIDE + 64 * quarter;
+            // SAFETY: the block's 256 elements are there, see above.
+            let (high, low) = unsafe {
+                (
+                    _mm512_loadu_si512(planes[0].as_ptr().add(at).cast()),
+                    _mm512_loadu_si512(planes[1].as_ptr().add(at).cast()),
+                )
+            };
+            let words = [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)];
+            for half in 0..2 {
+                let w = widen::<HALF>(words[half]);
+                for (acc, inputs) in acc.iter_mut().zip(inputs) {
+                    let first = 4 * quarter + 2 * half;
+                    acc[first] = _mm512_fmadd_ps(w[0], inputs[0], acc[first]);
+                    acc[first + 1] = _mm512_fmadd_ps(w[1], inputs[1], acc[first + 1]);
+                }
+            }
+        }
+    }
+    for (acc, sums) in acc.into_iter().zip(sums) {
+        for (i, acc) in acc.into_iter().enumerate() {
+            // SAFETY: as above.
+            unsafe { _mm512_storeu_ps(sums.as_mut_ptr().add(128 * SIDE + 16 * i), acc) };
+        }
     }
 }
 
@@ -296,8 +373,71 @@ pub(crate) unsafe fn accumulate_run(
     unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), acc) };
 }
 
-/// Rows multiplied at a time: enough to keep loads and additions in flight.
+/// Dense rows multiplied at the same time with a single token: enough to keep
+/// loads and additions in flight.
 const ROWS: usize = 8;
+/// Dense rows, and tokens, multiplied at the same time if there are more.
+const SIDE: usize = 4;
+
+/// A type of row-major elements.
+trait Element {
+    const BYTES: usize;
+
+    /// The elements of 16 columns that `mask` selects, zeros for the others.
+    ///
+    /// # Safety
+    ///
+    /// AVX-512; the selected elements are readable at `from`.
+    unsafe fn load(mask: __mmask16, from: *const u8) -> __m512;
+}
+
+struct Bf16;
+struct F16;
+struct F32;
+
+impl Element for Bf16 {
+    const BYTES: usize = 2;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
+    unsafe fn load(mask: __mmask16, from: *const u8) -> __m512 {
+        // SAFETY: the caller's promise; a masked load touches nothing else.
+        let words = unsafe { _mm256_maskz_loadu_epi16(mask, from.cast()) };
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(words)))
+    }
+}
+
+impl Element for F16 {
+    const BYTES: usize = 2;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
+    unsafe fn load(mask: __mmask16, from: *const u8) -> __m512 {
+        // SAFETY: as above.
+        _mm512_cvtph_ps(unsafe { _mm256_maskz_loadu_epi16(mask, from.cast()) })
+    }
+}
+
+impl Element for F32 {
+    const BYTES: usize = 4;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
+    unsafe fn load(mask: __mmask16, from: *const u8) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_maskz_loadu_ps(mask, from.cast()) }
+    }
+}
+
+/// The sum of a row's accumulators, in the order of the definition.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
+fn tree(sums: __m512) -> f32 {
+    let eight = _mm256_add_ps(_mm512_castps512_ps256(sums), _mm512_extractf32x8_ps::<1>(sums));
+    let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+}
 
 /// See [`crate::arch::multiply_dense`].
 ///
@@ -305,64 +445,122 @@ const ROWS: usize = 8;
 ///
 /// AVX-512 as in [`crate::Isa::Avx512`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
-pub(crate) unsafe fn multiply_dense(weight: WeightType, weights: &[u8], x: &[f32], y: &mut [f32]) {
-    let row_bytes = x.len() * weight.elem_bytes();
-    assert!(weights.len() >= row_bytes * y.len(), "fewer weights than outputs");
-    for (i, y) in y.chunks_mut(ROWS).enumerate() {
-        let weights = &weights[i * ROWS * row_bytes..];
-        // SAFETY: as many rows as `y` has follow.
-        unsafe {
-            match (weight, y.len()) {
-                (WeightType::Bf16, ROWS) => dense_rows::<ROWS>(weight, weights, x, y),
-                (WeightType::F16, ROWS) => dense_rows::<ROWS>(weight, weights, x, y),
-                (WeightType::F32, ROWS) => dense_rows::<ROWS>(weight, weights, x, y),
-                _ => {
-                    for (row, y) in y.iter_mut().enumerate() {
-                        let y = std::slice::from_mut(y);
-                        dense_rows::<1>(weight, &weights[row * row_bytes..], x, y);
-                    }
-                }
-            }
+pub(crate) unsafe fn multiply_dense(
+    weight: WeightType,
+    elems: &[u8],
+    x: &[f32],
+    cols: usize,
+    y: &mut [f32],
+) {
+    let row_bytes = cols * weight.elem_bytes();
+    assert_eq!(elems.len() % row_bytes, 0, "part of a row");
+    assert_eq!(x.len() * (elems.len() / row_bytes), y.len() * cols, "x and y differ in tokens");
+    assert_eq!(x.len() % cols, 0, "part of a token");
+    // SAFETY: the lengths agree.
+    unsafe {
+        match weight {
+            WeightType::Bf16 => multiply_rows::<Bf16>(elems, x, cols, y),
+            WeightType::F16 => multiply_rows::<F16>(elems, x, cols, y),
+            WeightType::F32 => multiply_rows::<F32>(elems, x, cols, y),
         }
     }
 }
 
 /// # Safety
 ///
-/// `weights` holds `N` rows, `y` as many outputs.
+/// AVX-512; `elems` holds whole rows, `x` is `tokens * cols` and `y` `tokens * rows`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
+unsafe fn multiply_rows<E: Element>(elems: &[u8], x: &[f32], cols: usize, y: &mut [f32]) {
+    let row_bytes = cols * E::BYTES;
+    let (n_rows, n_tokens) = (elems.len() / row_bytes, x.len() / cols);
+    let mut row = 0;
+    while row < n_rows {
+        let mut token = 0;
+        let left = n_rows - row;
+        let rows = match left {
+            ROWS.. if n_tokens == 1 => ROWS,
+            SIDE.. => SIDE,
+            _ => 1,
+        };
+        while token < n_tokens {
+            let tokens = if n_tokens - token >= SIDE { SIDE } else { 1 };
+            let elems = &elems[row * row_bytes..];
+            let x = &x[token * cols..];
+            let y = &mut y[token * n_rows + row..];
+            // SAFETY: so many rows and tokens are left.
+            unsafe {
+                match (rows, tokens) {
+                    (ROWS, _) => multiply::<E, ROWS, 1>(elems, x, cols, y, n_rows),
+                    (SIDE, SIDE) => multiply::<E, SIDE, SIDE>(elems, x, cols, y, n_rows),
+                    (SIDE, _) => multiply::<E, SIDE, 1>(elems, x, cols, y, n_rows),
+                    (_, SIDE) => multiply::<E, 1, SIDE>(elems, x, cols, y, n_rows),
+                    _ => multiply::<E, 1, 1>(elems, x, cols, y, n_rows),
+                }
+            }
+            token += tokens;
+        }
+        row += rows;
+    }
+}
+
+/// Multiplies `R` rows with `T` tokens; outputs of a token are `n_rows` apart.
+///
+/// # Safety
+///
+/// AVX-512; `elems` has `R` rows, `x` has `T` tokens, and `y` room for their products.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
-unsafe fn dense_rows<const N: usize>(weight: WeightType, weights: &[u8], x: &[f32], y: &mut [f32]) {
-    let row_bytes = x.len() * weight.elem_bytes();
-    let mut acc = [_mm512_setzero_ps(); N];
-    let whole = x.len() / LANES_PER_ROW * LANES_PER_ROW;
-    for col in (0..whole).step_by(LANES_PER_ROW) {
-        // SAFETY: 16 columns of `N` rows are there.
-        unsafe {
-            let x = _mm512_loadu_ps(x.as_ptr().add(col));
-            for (row, acc) in acc.iter_mut().enumerate() {
-                let from = weights.as_ptr().add(row * row_bytes + col * weight.elem_bytes());
-                let w = match weight {
-                    WeightType::Bf16 => {
-                        let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
-                        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
-                    }
-                    WeightType::F16 => _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())),
-                    WeightType::F32 => _mm512_loadu_ps(from.cast()),
-                };
-                *acc = _mm512_fmadd_ps(w, x, *acc);
-            }
+unsafe fn multiply<E: Element, const R: usize, const T: usize>(
+    elems: &[u8],
+    x: &[f32],
+    cols: usize,
+    y: &mut [f32],
+    n_rows: usize,
+) {
+    debug_assert!(elems.len() >= R * cols * E::BYTES && x.len() >= T * cols);
+    let mut sums = [[_mm512_setzero_ps(); T]; R];
+    let whole = cols / BLOCK * BLOCK;
+    for first in (0..whole).step_by(BLOCK) {
+        // SAFETY: 16 columns from `first` on are inside every row.
+        unsafe { multiply_add::<E, R, T>(elems, x, cols, first, !0, &mut sums) };
+    }
+    if whole < cols {
+        let mask = ((1u32 << (cols - whole)) - 1) as __mmask16;
+        // SAFETY: the mask selects what is left of every row.
+        unsafe { multiply_add::<E, R, T>(elems, x, cols, whole, mask, &mut sums) };
+    }
+    for (r, sums) in sums.into_iter().enumerate() {
+        for (t, sums) in sums.into_iter().enumerate() {
+            y[t * n_rows + r] = tree(sums);
         }
     }
-    for (row, (acc, y)) in acc.into_iter().zip(y).enumerate() {
-        let mut sums = [0.0; LANES_PER_ROW];
-        // SAFETY: 16 sums.
-        unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), acc) };
-        let weights = &weights[row * row_bytes..(row + 1) * row_bytes];
-        for (lane, (c, x)) in (whole..).zip(&x[whole..]).enumerate() {
-            let w = crate::arch::all::product::widen_dense(weight, weights, c);
-            sums[lane] = w.mul_add(*x, sums[lane]);
+}
+
+/// Adds the columns from `first` on that `mask` selects.
+///
+/// # Safety
+///
+/// AVX-512; the selected columns are inside the `R` rows and `T` tokens.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
+unsafe fn multiply_add<E: Element, const R: usize, const T: usize>(
+    elems: &[u8],
+    x: &[f32],
+    cols: usize,
+    first: usize,
+    mask: __mmask16,
+    sums: &mut [[__m512; T]; R],
+) {
+    let mut inputs = [_mm512_setzero_ps(); T];
+    for (t, inputs) in inputs.iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        *inputs = unsafe { _mm512_maskz_loadu_ps(mask, x.as_ptr().add(t * cols + first)) };
+    }
+    for (r, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: as above.
+        let weights = unsafe { E::load(mask, elems.as_ptr().add((r * cols + first) * E::BYTES)) };
+        for (sum, inputs) in sums.iter_mut().zip(inputs) {
+            *sum = _mm512_mask3_fmadd_ps(weights, inputs, *sum, mask);
         }
-        *y = crate::arch::all::product::reduce(sums);
     }
 }
