@@ -24,11 +24,165 @@ pub struct Cli {
 /// One variant a subcommand.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Pack a safetensors file or a checkpoint directory
+    Pack(Pack),
+    /// Restore the original files, byte for byte
+    Unpack(Unpack),
+    /// Check that packed files are whole, and optionally that they equal the originals
+    Verify(Verify),
+    /// Show sizes and entropies, tensor by tensor
+    Inspect(Inspect),
+    /// Generate text
+    Run(Run),
+    /// Generate from two models side by side and measure how far they differ
+    Compare(Compare),
     /// Measure speed
     #[command(subcommand)]
     Bench(Bench),
     /// Show what this machine has and what transom will use
     Doctor,
+    /// Pack, verify and run a model from original and packed weights side by side
+    Demo(Demo),
+}
+
+/// `transom pack`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Repeating the command resumes a job that was interrupted; finished shards are
+not packed again. Any other destination that is not empty needs --force.")]
+pub struct Pack {
+    /// Safetensors file, or directory of a Hugging Face checkpoint
+    pub src: PathBuf,
+    /// File or directory to make
+    pub dst: PathBuf,
+    #[command(flatten)]
+    pub threads: Threads,
+    /// Pack only the shards j with j mod N = I, so that N processes share the work
+    #[arg(long, value_name = "I/N", value_parser = parse_share)]
+    pub shard: Option<(usize, usize)>,
+    /// Replace what DST holds
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `transom unpack`.
+#[derive(Debug, Args)]
+pub struct Unpack {
+    /// Packed file or directory
+    pub src: PathBuf,
+    /// File or directory to make
+    pub dst: PathBuf,
+    #[command(flatten)]
+    pub threads: Threads,
+    /// Replace what DST holds
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `transom verify`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Every tile is decoded, and every tensor and file is compared with its BLAKE3.
+Exit code 1 means that something is damaged, or differs from ORIGINAL.")]
+pub struct Verify {
+    /// Packed file or directory
+    pub packed: PathBuf,
+    /// Also compare with these files, byte for byte
+    #[arg(long, value_name = "ORIGINAL")]
+    pub against: Option<PathBuf>,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `transom inspect`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The entropy floor is the order-0 entropy of the coded planes plus the raw bits,
+tensor by tensor: no code that treats weights as independent can be smaller.
+For an original, the sizes are those of its tensors before packing.")]
+pub struct Inspect {
+    /// Original or packed file or directory
+    pub path: PathBuf,
+    #[command(flatten)]
+    pub json: Json,
+    /// Also write a page with pictures; it needs no network
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+}
+
+/// `transom run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Checkpoint directory, original or packed
+    pub model: PathBuf,
+    /// Text to continue
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: String,
+    /// Put the prompt into the model's chat template
+    #[arg(long)]
+    pub chat: bool,
+    /// Stop after this many tokens
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub max_tokens: usize,
+    /// 0 always takes the most likely token; higher is more random
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = parse_temperature)]
+    pub temperature: f32,
+    /// Sample from the most likely tokens that together have this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = parse_top_p)]
+    pub top_p: f32,
+    /// Seed of the random numbers
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// Do not stop at the end-of-text token
+    #[arg(long)]
+    pub ignore_eos: bool,
+    /// How weights lie in memory [default: dense for an original, fixed for a packed model]
+    #[arg(long, value_name = "LAYOUT", value_enum)]
+    pub layout: Option<LayoutName>,
+    #[command(flatten)]
+    pub threads: Threads,
+    #[command(flatten)]
+    pub json: Json,
+    /// Write token ids (I64 [t]) and logits (F32 [t, vocabulary]) as safetensors
+    #[arg(long, value_name = "FILE")]
+    pub logits: Option<PathBuf>,
+}
+
+/// `transom compare`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Both models generate greedily from the same prompts; logits are compared along
+the text that BASE writes. Exit code 0 means that all tokens and all logits are
+identical to the bit, 1 that they are not.")]
+pub struct Compare {
+    /// Checkpoint directory to compare with
+    pub base: PathBuf,
+    /// Checkpoint directory to judge
+    pub other: PathBuf,
+    /// Prompts, one a line [default: eight built-in ones]
+    #[arg(long, value_name = "FILE")]
+    pub prompts: Option<PathBuf>,
+    /// Tokens to generate for each prompt
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub max_tokens: usize,
+    /// How the weights of BASE lie in memory [default: as for run]
+    #[arg(long, value_name = "LAYOUT", value_enum)]
+    pub layout_base: Option<LayoutName>,
+    /// How the weights of OTHER lie in memory [default: as for run]
+    #[arg(long, value_name = "LAYOUT", value_enum)]
+    pub layout_other: Option<LayoutName>,
+    /// Also measure the perplexity of both on this text
+    #[arg(long, value_name = "FILE")]
+    pub text: Option<PathBuf>,
+    #[command(flatten)]
+    pub json: Json,
+    /// Also write a page with pictures; it needs no network
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 }
 
 /// `transom bench`.
@@ -93,6 +247,13 @@ pub struct BenchMatmul {
     pub threads: Threads,
     #[command(flatten)]
     pub json: Json,
+}
+
+/// `transom demo`.
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// Checkpoint directory [default: a tiny generated model]
+    pub model: Option<PathBuf>,
 }
 
 /// `--threads`.
@@ -192,6 +353,28 @@ fn parse_positive(text: &str) -> Result<usize, String> {
     }
 }
 
+fn parse_temperature(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(t) if t.is_finite() && t >= 0.0 => Ok(t),
+        _ => Err("expected a number not below 0".into()),
+    }
+}
+
+fn parse_top_p(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(p) if p > 0.0 && p <= 1.0 => Ok(p),
+        _ => Err("expected a number above 0 and at most 1".into()),
+    }
+}
+
+fn parse_share(text: &str) -> Result<(usize, usize), String> {
+    let parsed = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+    match parsed {
+        Some((i, n)) if i < n => Ok((i, n)),
+        _ => Err("expected I/N with I below N, for instance 0/4".into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -205,9 +388,24 @@ mod tests {
 
     #[test]
     fn shares_and_shapes_that_make_no_sense_are_refused() {
+        assert_eq!(parse_share("1/4"), Ok((1, 4)));
+        for text in ["", "1", "4/4", "5/4", "-1/4", "0/0", "a/b", "1/2/3"] {
+            assert!(parse_share(text).is_err(), "{text}");
+        }
         assert_eq!("32x48".parse::<Shapes>().unwrap().0, [(32, 48)]);
         for text in ["", "x", "16", "0x16", "15x16", "16x16x16", "1048576x16", "262144x262144"] {
             assert!(text.parse::<Shapes>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sampling_parameters_out_of_range_are_refused() {
+        assert!(parse_temperature("0.7").is_ok() && parse_top_p("1").is_ok());
+        for text in ["-1", "nan", "inf", "x"] {
+            assert!(parse_temperature(text).is_err(), "{text}");
+        }
+        for text in ["0", "1.1", "nan", ""] {
+            assert!(parse_top_p(text).is_err(), "{text}");
         }
     }
 }

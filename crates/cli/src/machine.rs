@@ -28,6 +28,11 @@ pub(crate) fn memory_limit_bytes() -> Option<u64> {
     fs::read_to_string(limit).ok()?.trim().parse().ok()
 }
 
+/// Most memory this process ever had resident, in bytes (`VmHWM`).
+pub(crate) fn peak_rss_bytes() -> Option<u64> {
+    kib_field(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM")
+}
+
 /// A cache that the first core sees.
 #[derive(Debug)]
 pub(crate) struct Cache {

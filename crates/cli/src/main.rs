@@ -4,10 +4,15 @@
 
 mod args;
 mod command;
+mod html;
+mod logits;
 mod machine;
 mod measure;
+mod model;
 mod output;
+mod page;
 mod progress;
+mod svg;
 mod synthetic;
 mod table;
 mod threads;
@@ -42,8 +47,15 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<Outcome> {
     match cli.command {
+        Command::Pack(args) => command::pack::run(&args),
+        Command::Unpack(args) => command::unpack::run(&args),
+        Command::Verify(args) => command::verify::run(&args),
+        Command::Inspect(args) => command::inspect::run(&args),
+        Command::Run(args) => command::run::run(&args),
+        Command::Compare(args) => command::compare::run(&args),
         Command::Bench(Bench::Codec(args)) => command::bench_codec::run(&args),
         Command::Bench(Bench::Matmul(args)) => command::bench_matmul::run(&args),
         Command::Doctor => command::doctor::run(),
+        Command::Demo(args) => command::demo::run(&args),
     }
 }

@@ -74,6 +74,50 @@ pub(crate) fn bytes(n: u64) -> String {
     }
 }
 
+/// `1234567` as `1,234,567`.
+pub(crate) fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let groups: Vec<&str> = digits
+        .as_bytes()
+        .rchunks(3)
+        .rev()
+        .map(|group| std::str::from_utf8(group).expect("digits are ASCII"))
+        .collect();
+    groups.join(",")
+}
+
+/// Seconds as `850 ms`, `12.3 s` or `4 min 05 s`.
+pub(crate) fn seconds(s: f64) -> String {
+    match s {
+        s if s < 0.9995 => format!("{:.0} ms", s * 1e3),
+        s if s < 99.95 => format!("{s:.1} s"),
+        s => format!("{} min {:02} s", s.round() as u64 / 60, s.round() as u64 % 60),
+    }
+}
+
+/// At most `max_chars` characters of `text`: its beginning.
+pub(crate) fn keep_start(text: &str, max_chars: usize) -> String {
+    if text.chars().count() <= max_chars {
+        return text.to_owned();
+    }
+    text.chars().take(max_chars.saturating_sub(1)).chain(['…']).collect()
+}
+
+/// At most `max_chars` characters of `text`: its end, which says more of the
+/// name of a tensor.
+pub(crate) fn keep_end(text: &str, max_chars: usize) -> String {
+    let n = text.chars().count();
+    if n <= max_chars {
+        return text.to_owned();
+    }
+    ['…'].into_iter().chain(text.chars().skip(n + 1 - max_chars)).collect()
+}
+
+/// Text that takes one line of a terminal and moves nothing on it.
+pub(crate) fn flatten(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 /// Styles for text on stdout: nothing unless it is a terminal that wants them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Style {
@@ -95,6 +139,21 @@ impl Style {
     pub(crate) fn bold(self, text: &str) -> String {
         self.wrap("1", text)
     }
+
+    /// Something of lesser interest.
+    pub(crate) fn dim(self, text: &str) -> String {
+        self.wrap("2", text)
+    }
+
+    /// Good news.
+    pub(crate) fn good(self, text: &str) -> String {
+        self.wrap("1;32", text)
+    }
+
+    /// Bad news.
+    pub(crate) fn bad(self, text: &str) -> String {
+        self.wrap("1;31", text)
+    }
 }
 
 #[cfg(test)]
@@ -108,6 +167,15 @@ mod tests {
         for (n, text) in cases.into_iter().chain(more).chain([(u64::MAX, "18.4 EB")]) {
             assert_eq!(bytes(n), text);
         }
+        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([0.0421, 0.9996, 99.96].map(seconds), ["42 ms", "1.0 s", "1 min 40 s"]);
+    }
+
+    #[test]
+    fn shortened_text_has_the_length_asked_for() {
+        assert_eq!(keep_start("abc", 3) + &keep_end("abc", 3), "abcabc");
+        assert_eq!(keep_start("äbcd", 3) + &keep_end("abcö", 3), "äb……cö");
+        assert_eq!(flatten("a\n\x1b[2Jb"), "a  [2Jb");
     }
 
     #[test]

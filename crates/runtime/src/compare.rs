@@ -33,6 +33,8 @@ pub struct PromptComparison {
     pub max_abs_logit_diff: f64,
     /// Mean divergence KL(base || other) of the next token, in nats, likewise.
     pub mean_kl: f64,
+    /// KL(base || other) in nats for each token of the base.
+    pub kl: Vec<f64>,
     /// All logits are the same to the bit.
     pub logits_identical: bool,
 }
@@ -104,7 +106,8 @@ fn compare_prompt(
     let mut base_session = session_for(base, prompt_ids.len() + max_tokens)?;
     let mut other_session = session_for(other, prompt_ids.len() + max_tokens)?;
     let mut ids: Vec<u32> = Vec::new();
-    let (mut first_divergence, mut max_diff, mut kl, mut identical) = (None, 0.0, 0.0, true);
+    let (mut first_divergence, mut max_diff, mut identical) = (None, 0.0, true);
+    let mut kl = Vec::new();
     let mut input = prompt_ids.clone();
     let room = base_session.capacity().min(other_session.capacity());
     while ids.len() < max_tokens && prompt_ids.len() + ids.len() <= room {
@@ -117,7 +120,7 @@ fn compare_prompt(
         identical &= a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
         let diff = |(a, b): (&f32, &f32)| (f64::from(*a) - f64::from(*b)).abs();
         max_diff = a.iter().zip(b).map(diff).fold(max_diff, f64::max);
-        kl += kl_divergence(a, b);
+        kl.push(kl_divergence(a, b));
         ids.push(a_id);
         if base.config().eos_token_ids.contains(&a_id) {
             break;
@@ -129,7 +132,8 @@ fn compare_prompt(
         Some(_) => greedy(other, &prompt_ids, max_tokens)?,
     };
     Ok(PromptComparison {
-        mean_kl: if ids.is_empty() { 0.0 } else { kl / ids.len() as f64 },
+        mean_kl: kl.iter().sum::<f64>() / kl.len().max(1) as f64,
+        kl,
         prompt_ids,
         base_ids: ids,
         other_ids,

@@ -9,8 +9,8 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::Serialize;
+use transom::safetensors::{Entry, Header};
 use transom::{Dtype, Isa, Record, RecordWriter, TensorStatistics};
 
 use crate::args::BenchCodec;
@@ -89,51 +89,28 @@ struct Input {
 impl Input {
     /// Reads a safetensors file, or any other file as one tensor of bytes.
     fn read(path: &Path) -> anyhow::Result<Self> {
-        let named = || path.display().to_string();
+        let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
         if path.extension().is_none_or(|extension| extension != "safetensors") {
-            let data = std::fs::read(path).with_context(named)?;
-            let tensor = Tensor { dtype: Dtype::U8, shape: vec![data.len()], range: 0..data.len() };
-            return Ok(Self { data, tensors: vec![tensor] });
+            let tensor =
+                Tensor { dtype: Dtype::U8, shape: vec![bytes.len()], range: 0..bytes.len() };
+            return Ok(Self { data: bytes, tensors: vec![tensor] });
         }
-        let bytes = std::fs::read(path).with_context(named)?;
-        let (header, data_start) = read_header(&bytes).with_context(named)?;
-        let data = bytes[data_start..].to_vec();
-        let mut tensors = Vec::new();
-        for (name, entry) in header.iter().filter(|(name, _)| *name != "__metadata__") {
-            let tensor = serde_json::from_value::<Entry>(entry.clone())
-                .with_context(|| format!("tensor `{name}`"))
-                .with_context(named)?;
-            let [start, end] = tensor.data_offsets;
-            anyhow::ensure!(
-                start <= end && end <= data.len(),
-                "{}: tensor `{name}`: bytes {start}..{end} of {}",
-                named(),
-                data.len()
-            );
-            let dtype = Dtype::from_safetensors(&tensor.dtype);
-            // Bytes of a type without a scheme are one long row.
-            let shape = if dtype == Dtype::Opaque { vec![end - start] } else { tensor.shape };
-            tensors.push(Tensor { dtype, shape, range: start..end });
-        }
-        tensors.sort_by_key(|tensor| tensor.range.start);
+        let header =
+            Header::read(&bytes, bytes.len() as u64).with_context(|| path.display().to_string())?;
+        let data = bytes[header.data_start() as usize..].to_vec();
+        let tensors = header.entries().iter().map(Tensor::from).collect();
         Ok(Self { data, tensors })
     }
 }
 
-/// The header of a safetensors file, and where the data start.
-fn read_header(bytes: &[u8]) -> anyhow::Result<(serde_json::Map<String, Value>, usize)> {
-    let (length, rest) = bytes.split_first_chunk::<8>().context("shorter than 8 bytes")?;
-    let length = usize::try_from(u64::from_le_bytes(*length))?;
-    let text = rest.get(..length).context("ends inside the header")?;
-    Ok((serde_json::from_slice(text).context("header")?, 8 + length))
-}
-
-/// A tensor in a safetensors header.
-#[derive(Deserialize)]
-struct Entry {
-    dtype: String,
-    shape: Vec<usize>,
-    data_offsets: [usize; 2],
+impl From<&Entry> for Tensor {
+    fn from(entry: &Entry) -> Self {
+        let dtype = Dtype::from_safetensors(&entry.dtype);
+        let range = entry.start as usize..entry.end as usize;
+        // Bytes of a type without a scheme are one long row.
+        let shape = if dtype == Dtype::Opaque { vec![range.len()] } else { entry.shape.clone() };
+        Self { dtype, shape, range }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,4 +2,11 @@
 
 pub(crate) mod bench_codec;
 pub(crate) mod bench_matmul;
+pub(crate) mod compare;
+pub(crate) mod demo;
 pub(crate) mod doctor;
+pub(crate) mod inspect;
+pub(crate) mod pack;
+pub(crate) mod run;
+pub(crate) mod unpack;
+pub(crate) mod verify;

@@ -1,0 +1,232 @@
+//! `transom demo`: the whole way, from an original to packed weights and back,
+//! and the same text from all of them.
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Context as _;
+use transom::checkpoint::{self, Options};
+use transom::layout::Layout;
+use transom_runtime::generate::{GenerateOptions, Generation, generate};
+use transom_runtime::sampler::Sampling;
+use transom_runtime::tiny::SyntheticCheckpoint;
+use transom_runtime::{DEFAULT_CHUNK, Model, Session};
+
+use crate::args::Demo;
+use crate::command::verify::describe;
+use crate::output::{self, Style, bytes, flatten, keep_start, seconds};
+use crate::table::{Align, Table};
+use crate::{Outcome, machine, model, threads};
+
+const PROMPT: &str = "Once upon a time";
+const MAX_TOKENS: usize = 48;
+/// Characters of generated text that are shown.
+const TEXT_CHARS: usize = 72;
+/// Bytes compared at a time.
+const CHUNK_BYTES: u64 = 1 << 20;
+
+/// Runs the steps; the first that finds a difference decides the exit code.
+pub(crate) fn run(args: &Demo) -> anyhow::Result<Outcome> {
+    threads::with(machine::n_cores(), || {
+        let work = tempfile::tempdir().context("temporary directory")?;
+        let style = Style::stdout();
+        let original = original(args, work.path(), style)?;
+        let (packed, restored) = (work.path().join("packed"), work.path().join("restored"));
+        let mut identical = pack(&original, &packed, style)?;
+        identical &= verify(&packed, style)?;
+        identical &= unpack(&original, &packed, &restored, style)?;
+        fs::remove_dir_all(&restored).with_context(|| restored.display().to_string())?;
+        identical &= generate_everywhere(&original, &packed, style)?;
+        let verdict = match identical {
+            true => style.good("Everything is identical, to the bit."),
+            false => style.bad("Something differs; see above."),
+        };
+        output::print(&format!("\n{verdict}\n"))?;
+        Ok(if identical { Outcome::Done } else { Outcome::Differ })
+    })
+}
+
+/// The model given, or a generated one.
+fn original(args: &Demo, work: &Path, style: Style) -> anyhow::Result<PathBuf> {
+    let (path, what) = match &args.model {
+        Some(path) => (path.clone(), path.display().to_string()),
+        None => {
+            let path = work.join("original");
+            let model = SyntheticCheckpoint::tiny();
+            model.write(&path)?;
+            (path, "a tiny generated Llama, with the statistics of trained weights".into())
+        }
+    };
+    let title = style.bold("transom demo");
+    output::print(&format!("{title}: {what}\n\n"))?;
+    Ok(path)
+}
+
+/// Prints the result of a step.
+fn step(style: Style, name: &str, started: Instant, result: &str) -> anyhow::Result<()> {
+    let took = style.dim(&format!("{:>8}", seconds(started.elapsed().as_secs_f64())));
+    output::print(&format!("{} {took}  {result}\n", style.bold(&format!("{name:<8}"))))
+}
+
+fn pack(original: &Path, packed: &Path, style: Style) -> anyhow::Result<bool> {
+    let started = Instant::now();
+    checkpoint::pack(original, packed, &Options::default(), &())?;
+    let report = checkpoint::inspect(packed, &Options::default(), &())?;
+    let (before, after) = (report.original_bytes, report.packed_bytes.unwrap_or_default());
+    let result = format!(
+        "{} -> {} ({:.1} %), {:.3} bits a weight, {:.3} at the entropy floor",
+        bytes(before),
+        bytes(after),
+        100.0 * after as f64 / before.max(1) as f64,
+        report.bits_per_weight,
+        report.entropy_bits,
+    );
+    step(style, "pack", started, &result)?;
+    Ok(true)
+}
+
+fn verify(packed: &Path, style: Style) -> anyhow::Result<bool> {
+    let started = Instant::now();
+    let report = checkpoint::verify(packed, None, &Options::default(), &())?;
+    let result = match report.differences.first() {
+        None => "every tile, tensor and file is whole".to_owned(),
+        Some(difference) => style.bad(&describe(difference)),
+    };
+    step(style, "verify", started, &result)?;
+    Ok(report.differences.is_empty())
+}
+
+fn unpack(original: &Path, packed: &Path, restored: &Path, style: Style) -> anyhow::Result<bool> {
+    let started = Instant::now();
+    checkpoint::unpack(packed, restored, &Options::default(), &())?;
+    let different = different_files(original, restored)?;
+    let result = match different.first() {
+        None => "every file is identical to the original, byte for byte".to_owned(),
+        Some(name) => style.bad(&format!("{} differs", name.display())),
+    };
+    step(style, "unpack", started, &result)?;
+    Ok(different.is_empty())
+}
+
+/// Names of the files that are not the same in both directories.
+fn different_files(a: &Path, b: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut names = file_names(a, Path::new(""))?;
+    names.extend(file_names(b, Path::new(""))?);
+    names.sort();
+    names.dedup();
+    let mut different = Vec::new();
+    for name in names {
+        if !same_bytes(&a.join(&name), &b.join(&name))? {
+            different.push(name);
+        }
+    }
+    Ok(different)
+}
+
+/// Files below `root/inner`, relative to `root`.
+fn file_names(root: &Path, inner: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let folder = root.join(inner);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+        let entry = entry?;
+        let name = inner.join(entry.file_name());
+        // Follows links, as pack does.
+        if fs::metadata(entry.path())?.is_dir() {
+            names.extend(file_names(root, &name)?);
+        } else {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+fn same_bytes(a: &Path, b: &Path) -> anyhow::Result<bool> {
+    if !a.exists() || !b.exists() {
+        return Ok(false);
+    }
+    let open = |path: &Path| File::open(path).with_context(|| path.display().to_string());
+    let (mut a, mut b) = (open(a)?, open(b)?);
+    if a.metadata()?.len() != b.metadata()?.len() {
+        return Ok(false);
+    }
+    let (mut left, mut right) = (Vec::new(), Vec::new());
+    loop {
+        left.clear();
+        right.clear();
+        a.by_ref().take(CHUNK_BYTES).read_to_end(&mut left)?;
+        b.by_ref().take(CHUNK_BYTES).read_to_end(&mut right)?;
+        if left != right {
+            return Ok(false);
+        }
+        if left.is_empty() {
+            return Ok(true);
+        }
+    }
+}
+
+/// Runs the model from the original and from the packed weights, and compares
+/// tokens and logits with those of the first run.
+fn generate_everywhere(original: &Path, packed: &Path, style: Style) -> anyhow::Result<bool> {
+    let runs = [
+        ("original", original, Layout::Dense),
+        ("packed", packed, Layout::Dense),
+        ("packed", packed, Layout::Fixed),
+        ("packed", packed, Layout::Rans),
+    ];
+    let mut table = Table::new(&[
+        ("weights", Align::Left),
+        ("layout", Align::Left),
+        ("in memory", Align::Right),
+        ("prompt tokens/s", Align::Right),
+        ("tokens/s", Align::Right),
+        ("tokens", Align::Left),
+        ("logits", Align::Left),
+    ]);
+    let mut first: Option<Generation> = None;
+    let (mut identical, mut text) = (true, String::new());
+    for (name, path, layout) in runs {
+        let model = model::load(path, layout, false)?;
+        let (found, words) = generate_once(&model)?;
+        let expected = first.get_or_insert_with(|| found.clone());
+        let same_ids = found.ids == expected.ids;
+        let same_logits = bits(&found) == bits(expected);
+        identical &= same_ids && same_logits;
+        let word = |same: bool| if same { "identical" } else { "DIFFER" }.to_owned();
+        table.row([
+            name.to_owned(),
+            layout.name().to_owned(),
+            bytes(model.weights_bytes() as u64),
+            format!("{:.1}", found.prompt_tokens_per_second()),
+            format!("{:.1}", found.tokens_per_second()),
+            word(same_ids),
+            word(same_logits),
+        ]);
+        text = words;
+    }
+    let shown = keep_start(&flatten(&text), TEXT_CHARS);
+    output::print(&format!("\n{}\n{}{shown}\n", table.render(style), style.dim(PROMPT)))?;
+    Ok(identical)
+}
+
+fn generate_once(model: &Model) -> anyhow::Result<(Generation, String)> {
+    let prompt_ids = model.tokenizer().encode(PROMPT, true)?;
+    let options = GenerateOptions {
+        max_tokens: MAX_TOKENS,
+        sampling: Sampling::GREEDY,
+        ignore_eos: true,
+        keep_logits: true,
+    };
+    let limit = model.config().max_position_embeddings;
+    let capacity = limit.min(prompt_ids.len() + MAX_TOKENS);
+    let mut session = Session::new(model, capacity, DEFAULT_CHUNK)?;
+    let found = generate(&mut session, &prompt_ids, &options, |_| ControlFlow::Continue(()))?;
+    let text = model.tokenizer().decode_continuation(&prompt_ids, &found.ids)?;
+    Ok((found, text))
+}
+
+fn bits(generation: &Generation) -> Vec<u32> {
+    generation.logits.iter().flatten().map(|logit| logit.to_bits()).collect()
+}

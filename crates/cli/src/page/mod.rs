@@ -1,0 +1,4 @@
+//! Pages with pictures, one file a page.
+
+pub(crate) mod compare;
+pub(crate) mod inspect;
