@@ -48,7 +48,7 @@ impl<'a> Line<'a> {
 
     /// As one would type it.
     pub fn typed(&self) -> String {
-        let quote = |text: &str| match text.contains(char::is_whitespace) {
+        let quote = |text: &str| match text.contains([' ', '*']) {
             true => format!("'{text}'"),
             false => text.to_owned(),
         };
