@@ -4,7 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use transom::{Dtype, Isa, encode_record};
+use transom::checkpoint::{Options, pack};
+use transom::{Dtype, Isa, Record, encode_record};
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -71,36 +72,12 @@ fn check(name: &str, dtype: Dtype, shape: &[usize], data: &[u8]) {
 }
 
 #[test]
-fn every_dtype_and_shape_is_restored() {
+fn bytes_without_structure_are_restored() {
     if !has_python() {
         return;
     }
-    let shapes: [&[usize]; 14] = [
-        &[0],
-        &[],
-        &[1],
-        &[63],
-        &[65],
-        &[16, 16],
-        &[128, 16],
-        &[144, 528],
-        &[16, 512],
-        &[17, 40],
-        &[3, 5, 7],
-        &[2, 16, 16],
-        &[0, 16],
-        &[65_537],
-    ];
-    for dtype in Dtype::ALL {
-        for shape in shapes {
-            let n_elems: usize = shape.iter().product();
-            // The dtypes of one byte differ in their code only.
-            if n_elems > 10_000 && !matches!(dtype, Dtype::Bf16 | Dtype::F16 | Dtype::I8) {
-                continue;
-            }
-            let data = skewed(dtype, n_elems);
-            check("skewed", dtype, shape, &data);
-        }
+    for n in [0, 1, 100, 65_537] {
+        check("opaque", Dtype::Opaque, &[n], &skewed(Dtype::Opaque, n));
     }
 }
 
@@ -175,4 +152,128 @@ fn a_flipped_bit_is_reported() {
         assert_eq!(output.status.code(), Some(1), "bit {bit}");
     }
     assert!(!restored.exists());
+}
+
+/// Around every edge of block, tail, step and tile.
+const SHAPES: [&[usize]; 14] = [
+    &[0],
+    &[],
+    &[1],
+    &[63],
+    &[65],
+    &[16, 16],
+    &[128, 16],
+    &[144, 528],
+    &[16, 512],
+    &[17, 40],
+    &[3, 5, 7],
+    &[2, 16, 16],
+    &[0, 16],
+    &[65_537],
+];
+
+/// A safetensors file of these tensors: name, dtype, shape, data.
+fn safetensors(tensors: &[(String, &str, Vec<usize>, Vec<u8>)], metadata: &str) -> Vec<u8> {
+    let (mut entries, mut data) = (vec![metadata.to_owned()], Vec::new());
+    for (name, dtype, shape, bytes) in tensors {
+        let (start, end) = (data.len(), data.len() + bytes.len());
+        entries.push(format!(
+            r#""{name}": {{"dtype":"{dtype}","shape":{shape:?}, "data_offsets":[{start},{end}]}}"#
+        ));
+        data.extend(bytes);
+    }
+    entries.retain(|entry| !entry.is_empty());
+    // Not in the order of the data, as some writers leave it.
+    entries.reverse();
+    let json = format!("{{{}}}  ", entries.join(",\n "));
+    [&(json.len() as u64).to_le_bytes()[..], json.as_bytes(), &data].concat()
+}
+
+/// Packs a file, has the reference unpack it, and compares.
+fn check_packed(original: &[u8]) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let (source, packed, restored) = (path("source"), path("packed"), path("restored"));
+    std::fs::write(&source, original).unwrap();
+    pack(&source, &packed, &Options::default(), &()).unwrap();
+    let output = decoder(&[Path::new("unpack"), &packed, &restored]).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(std::fs::read(&restored).unwrap() == original);
+    // It is not the file name or the length that it accepts.
+    let mut damaged = std::fs::read(&packed).unwrap();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    std::fs::write(&packed, damaged).unwrap();
+    let output = decoder(&[Path::new("verify"), &packed]).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn every_dtype_and_shape_is_restored_from_packed_files() {
+    if !has_python() {
+        return;
+    }
+    let mut tensors = Vec::new();
+    for dtype in Dtype::ALL.into_iter().filter(|&dtype| dtype != Dtype::Opaque) {
+        for shape in SHAPES {
+            let n_elems: usize = shape.iter().product();
+            // The dtypes of one byte differ in their code only.
+            if n_elems > 10_000 && !matches!(dtype, Dtype::Bf16 | Dtype::F16 | Dtype::I8) {
+                continue;
+            }
+            let data = skewed(dtype, n_elems);
+            let name = format!("{}.{shape:?}", dtype.name());
+            tensors.push((name, dtype.name(), shape.to_vec(), data));
+        }
+    }
+    tensors.push(("ids".to_owned(), "I64", vec![3], vec![5; 24]));
+    tensors.push(("new".to_owned(), "F6_E2M3", vec![4], vec![9; 3]));
+    check_packed(&safetensors(&tensors, r#""__metadata__": {"format": "pt"}"#));
+    check_packed(&safetensors(&[], ""));
+    // A header that is worth compressing.
+    let many: Vec<_> =
+        (0..300).map(|i| (format!("layers.{i}.weight"), "BF16", vec![1], vec![0, 63])).collect();
+    check_packed(&safetensors(&many, ""));
+}
+
+#[test]
+fn a_real_model_is_restored() {
+    let shared =
+        std::env::var_os("TRANSOM_SHARED").map_or_else(|| root().join("../shared"), PathBuf::from);
+    let Ok(original) = std::fs::read(shared.join("models/stories260k/model.safetensors")) else {
+        eprintln!("SKIPPED: no stories260k in {}", shared.display());
+        return;
+    };
+    if has_python() {
+        check_packed(&original);
+    }
+}
+
+#[test]
+fn it_agrees_on_all_test_files() {
+    if !has_python() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let restored = directory.path().join("tensor");
+    let mut n_files = 0;
+    for folder in ["valid", "invalid", "hostile"] {
+        for entry in std::fs::read_dir(root().join("testdata").join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_none_or(|extension| extension != "record") {
+                continue;
+            }
+            let bytes = std::fs::read(&path).unwrap();
+            let expected = Record::read(&bytes, 0, bytes.len() as u64).and_then(|r| {
+                r.verify_with(&bytes, Isa::Scalar).and_then(|()| r.to_vec(&bytes, Isa::Scalar))
+            });
+            let output = decoder(&[Path::new("record"), &path, &restored]).unwrap();
+            assert_eq!(output.status.code(), Some(expected.is_err().into()), "{}", path.display());
+            if let Ok(expected) = expected {
+                assert!(std::fs::read(&restored).unwrap() == expected, "{}", path.display());
+            }
+            n_files += 1;
+        }
+    }
+    assert!(n_files > 50, "{n_files} files");
 }
