@@ -23,6 +23,9 @@ use crate::{Outcome, machine, model, threads};
 
 const PROMPT: &str = "Once upon a time";
 const MAX_TOKENS: usize = 48;
+/// Why the numbers of the generated model say little.
+const TOO_SMALL: &str = "A model this small fits the caches, and its tables weigh more than what \
+they save.\nSizes and speeds that mean something: transom demo MODEL";
 /// Characters of generated text that are shown.
 const TEXT_CHARS: usize = 72;
 /// Bytes compared at a time.
@@ -40,6 +43,9 @@ pub(crate) fn run(args: &Demo) -> anyhow::Result<Outcome> {
         identical &= unpack(&original, &packed, &restored, style)?;
         fs::remove_dir_all(&restored).with_context(|| restored.display().to_string())?;
         identical &= generate_everywhere(&original, &packed, style)?;
+        if args.model.is_none() {
+            output::print(&format!("\n{}\n", style.dim(TOO_SMALL)))?;
+        }
         let verdict = match identical {
             true => style.good("Everything is identical, to the bit."),
             false => style.bad("Something differs; see above."),
