@@ -128,21 +128,26 @@ pub(crate) fn join_tile(
 pub(crate) const LANES_PER_ROW: usize = 16;
 
 /// Decodes the fields of [`crate::layout::Layout::Fixed`] into high bytes, all
-/// but those of escapes. `high` has room for whole groups.
+/// but those of escapes. `high` has room for whole groups. `ahead`, fields and
+/// low bytes of the strip that comes next, is fetched on the way.
 pub(crate) fn unpack_highs(
     isa: Isa,
     coding: Coding,
     palette: &[u8; 16],
     fields: &[u8],
+    ahead: [&[u8]; 2],
     high: &mut [u8; STRIP_ELEMS],
 ) {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the instruction set is available.
         Isa::Avx512 => unsafe {
-            x86_64::product_avx512::unpack_highs(coding, palette, fields, high);
+            x86_64::product_avx512::unpack_highs(coding, palette, fields, ahead, high);
         },
-        _ => crate::layout::unpack_highs(coding, palette, fields, high),
+        _ => {
+            let _ = ahead;
+            crate::layout::unpack_highs(coding, palette, fields, high);
+        }
     }
 }
 

@@ -415,6 +415,13 @@ impl PackedFile {
             let what = "last tensor";
             return Err(super::error::damaged(path, what, &trailer.name, TRAILER_NAME));
         }
+        // A stored header is at most as long as any header may be.
+        let most = trailer::MAX_BYTES;
+        if trailer.n_bytes() > most {
+            let expected = format!("at most {most}");
+            let what = "length of the trailer";
+            return Err(super::error::damaged(path, what, trailer.n_bytes(), expected));
+        }
         let mut bytes = vec![0; trailer.n_bytes() as usize];
         file.read_exact_at(&mut bytes, packed.data_start() + trailer.start).at(path)?;
         let original = trailer::read(path, &bytes, packed.bytes())?;

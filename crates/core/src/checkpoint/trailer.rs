@@ -24,12 +24,15 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::error::{CheckpointError, damaged};
 use crate::record::{VERSION_MAJOR, VERSION_MINOR};
+use crate::safetensors::{MAX_HEADER_BYTES, PREFIX_BYTES};
 
 /// Name of the tensor.
 pub const TRAILER_NAME: &str = "__transom__";
 
 const MAGIC: [u8; 4] = *b"TRSF";
 const FIXED_BYTES: usize = 88;
+/// Longest trailer: one that stores the longest header.
+pub(super) const MAX_BYTES: u64 = FIXED_BYTES as u64 + PREFIX_BYTES + MAX_HEADER_BYTES;
 const STORED: u8 = 0;
 const ZLIB: u8 = 1;
 /// A compressed header is at most this many times as long as the packed one,

@@ -244,15 +244,24 @@ impl FixedMatrix {
         high: &'a mut [u8; STRIP_ELEMS],
     ) -> [&'a [u8]; 2] {
         let whole = STRIP_ELEMS.min(self.strip_stride(tile));
+        let next = self.tiles.get(tile + 1);
         let tile = &self.tiles[tile];
-        let first_group = strip * whole.div_ceil(GROUP) * self.coding.group_bytes();
-        let fields = &tile.fields[first_group..][..n.div_ceil(GROUP) * self.coding.group_bytes()];
-        crate::arch::unpack_highs(isa, self.coding, &self.palette, fields, high);
+        let strip_bytes = whole.div_ceil(GROUP) * self.coding.group_bytes();
+        let fields = &tile.fields[strip * strip_bytes..];
+        let fields = &fields[..n.div_ceil(GROUP) * self.coding.group_bytes()];
+        let low = &tile.low[strip * whole..][..n];
+        // The strip after this one, in this tile or the next.
+        let ahead: [&[u8]; 2] = match (tile.fields.get((strip + 1) * strip_bytes..), next) {
+            (Some(fields), _) if !fields.is_empty() => [fields, &tile.low[(strip + 1) * whole..]],
+            (_, Some(next)) => [&next.fields, &next.low],
+            _ => [&[], &[]],
+        };
+        crate::arch::unpack_highs(isa, self.coding, &self.palette, fields, ahead, high);
         let range = tile.escape_starts[strip] as usize..tile.escape_starts[strip + 1] as usize;
         for escape in &tile.escapes[range] {
             high[usize::from(escape.position)] = escape.high;
         }
-        [&high[..n], &tile.low[strip * whole..][..n]]
+        [&high[..n], low]
     }
 
     /// Elements of every strip of a tile but the last.

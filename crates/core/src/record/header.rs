@@ -36,7 +36,9 @@ pub(crate) const ENTRY_BYTES: usize = 12;
 const CHECKSUM_START: usize = 8;
 const CHECKSUM_END: usize = 16;
 /// Tensors beyond this are refused, so that sizes in bits fit 64 bits.
-const MAX_ELEMS: usize = 1 << 48;
+pub(crate) const MAX_ELEMS: u64 = 1 << 48;
+/// More dimensions are refused: a dimension of one byte takes eight in memory.
+pub(crate) const MAX_DIMS: usize = 1 << 16;
 
 /// Where a tile lies and what its checksum is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -235,7 +237,7 @@ impl RecordHeader {
             .ok_or(DecodeError::Dtype { found: fixed[6], expected: Dtype::U8.code() })?;
         let (shape, rest) = take_shape(rest)?;
         let tiling = Tiling::of(&shape)
-            .filter(|tiling| tiling.n_elems() <= MAX_ELEMS)
+            .filter(|tiling| tiling.n_elems() as u64 <= MAX_ELEMS)
             .ok_or(DecodeError::Shape)?;
         let (tables, rest) = take_tables(fixed[7], dtype, rest)?;
         let mut header = Self {
@@ -300,7 +302,7 @@ fn checksum(header: &[u8]) -> u64 {
 fn take_shape(mut rest: &[u8]) -> Result<(Vec<usize>, &[u8]), DecodeError> {
     let n_dims = take_leb128(&mut rest).ok_or(DecodeError::Shape)?;
     // A dimension takes at least one byte.
-    if n_dims > rest.len() as u64 {
+    if n_dims > rest.len().min(MAX_DIMS) as u64 {
         return Err(DecodeError::Shape);
     }
     let shape = (0..n_dims)

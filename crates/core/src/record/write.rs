@@ -7,7 +7,7 @@ use crate::dtype::Dtype;
 use crate::error::EncodeError;
 use crate::isa::Isa;
 use crate::model::{FreqTable, Histogram};
-use crate::record::header::{RecordHeader, TileEntry};
+use crate::record::header::{MAX_DIMS, MAX_ELEMS, RecordHeader, TileEntry};
 use crate::split::split_tile_with;
 use crate::tile::Tiling;
 
@@ -152,7 +152,12 @@ impl RecordWriter {
             dtype: dtype.name(),
             expected: u64::MAX,
         };
-        let tiling = Tiling::of(shape).ok_or_else(too_large)?;
+        let fits = |tiling: &Tiling| {
+            tiling.n_elems() as u64 <= MAX_ELEMS
+                && shape.len() <= MAX_DIMS
+                && shape.iter().all(|&dim| i64::try_from(dim).is_ok())
+        };
+        let tiling = Tiling::of(shape).filter(fits).ok_or_else(too_large)?;
         let counted = statistics.histograms[0].total();
         if dtype.is_codable(0) && counted != tiling.n_elems() as u64 {
             return Err(EncodeError::DataBytes {

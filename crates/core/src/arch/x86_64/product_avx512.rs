@@ -23,13 +23,20 @@ pub(crate) unsafe fn unpack_highs(
     coding: Coding,
     palette: &[u8; 16],
     fields: &[u8],
+    ahead: [&[u8]; 2],
     high: &mut [u8; STRIP_ELEMS],
 ) {
+    // A strip is too short for the hardware to see a stream in it, and while
+    // it is multiplied nothing else would be read.
+    let [next_fields, next_low] = ahead.map(<[u8]>::as_ptr);
     // SAFETY: 16 bytes.
     let palette = unsafe { _mm_loadu_si128(palette.as_ptr().cast()) };
     let palette = _mm512_broadcast_i32x4(palette);
     let groups = fields.chunks_exact(coding.group_bytes()).zip(high.as_chunks_mut::<64>().0);
-    for (fields, high) in groups {
+    for (i, (fields, high)) in groups.enumerate() {
+        // Prefetching has no effect but on time, whatever the address.
+        _mm_prefetch::<_MM_HINT_T1>(next_low.wrapping_add(64 * i).cast());
+        _mm_prefetch::<_MM_HINT_T1>(next_fields.wrapping_add(coding.group_bytes() * i).cast());
         // SAFETY: a group of each coding has the bytes that are read here.
         let v = unsafe {
             match coding {
