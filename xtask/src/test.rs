@@ -33,7 +33,7 @@ pub fn run() -> Result<(), Failure> {
         println!("\n--- {:.1} s", step_start.elapsed().as_secs_f64());
     }
     println!("\nall {} steps done in {:.0} s", STEPS.len(), start.elapsed().as_secs_f64());
-    println!("{} passed, {} failed, {} ignored", total.passed, total.failed, total.ignored);
+    println!("{} passed, {} failed, {} skipped", total.passed, total.failed, total.ignored);
     Ok(())
 }
 
