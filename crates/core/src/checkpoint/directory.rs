@@ -1,6 +1,6 @@
 //! What is in a checkpoint directory, and what becomes of each file.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::error::{At, CheckpointError};
 use super::manifest::MANIFEST_NAME;
@@ -75,11 +75,15 @@ fn kind(path: &Path, name: &str) -> Result<Kind, CheckpointError> {
 
 /// The path of a file named in a manifest, if it stays below the directory.
 pub(super) fn resolve(root: &Path, name: &str) -> Option<PathBuf> {
-    let plain =
-        |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains('\\');
-    let is_safe = name.split('/').all(plain) && !Path::new(name).is_absolute();
-    // A drive letter would leave the directory on Windows.
-    (is_safe && !name.contains(':') && name != MANIFEST_NAME).then(|| root.join(name))
+    // What a part means depends on the system: `\\` and `C:` are ordinary names
+    // on Unix, and a checkpoint may have such files.
+    let plain = |part: &str| {
+        let mut components = Path::new(part).components();
+        components.next() == Some(Component::Normal(part.as_ref())) && components.next().is_none()
+    };
+    // On Windows a colon also names a stream of a file.
+    let is_safe = name.split('/').all(plain) && !(cfg!(windows) && name.contains(':'));
+    (is_safe && name != MANIFEST_NAME).then(|| root.join(name))
 }
 
 /// `config.json` as packed: the original with our `quantization_config`, the
