@@ -107,20 +107,32 @@ pub(super) fn is_packed_directory(root: &Path) -> bool {
 /// The entry of a file that is not packed.
 pub(super) fn plain_entry(root: &Path, item: &Item) -> Result<FileEntry, CheckpointError> {
     let path = root.join(&item.name);
-    let mut hasher = blake3::Hasher::new();
-    let mut file = std::fs::File::open(&path).at(&path)?;
-    let bytes = std::io::copy(&mut file, &mut hasher).at(&path)?;
-    let original = match item.kind {
-        Kind::Rewritten => Some(std::fs::read_to_string(&path).at(&path)?),
-        _ => None,
+    let (original, bytes, blake3) = match item.kind {
+        Kind::Rewritten => {
+            let text = std::fs::read_to_string(&path).at(&path)?;
+            let blake3 = blake3::hash(text.as_bytes()).to_hex().to_string();
+            let bytes = text.len() as u64;
+            (Some(text), bytes, blake3)
+        }
+        _ => {
+            let (bytes, blake3) = hash_file(&path)?;
+            (None, bytes, blake3)
+        }
     };
     Ok(FileEntry {
         name: item.name.clone(),
         kind: item.kind,
         bytes,
-        blake3: hasher.finalize().to_hex().to_string(),
+        blake3,
         packed_bytes: bytes,
         packed_data_bytes: 0,
         original,
     })
+}
+
+/// Bytes and BLAKE3 of a file of any size.
+pub(super) fn hash_file(path: &Path) -> Result<(u64, String), CheckpointError> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(std::fs::File::open(path).at(path)?).at(path)?;
+    Ok((hasher.count(), hasher.finalize().to_hex().to_string()))
 }

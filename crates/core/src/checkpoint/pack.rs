@@ -7,13 +7,14 @@
 //! share one.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use super::directory::{Item, JOB_NAME, Kind, list};
 use super::error::{At, CheckpointError};
-use super::file::{FileSummary, Partial, open, pack_file, write_file};
+use super::file::{FileSummary, open, pack_file, write_file};
 use super::manifest::{FileEntry, MANIFEST_NAME, Manifest, is_packed_directory, plain_entry};
+use super::unpack::copy;
 use super::{Options, Progress};
 
 /// What packing did.
@@ -51,6 +52,7 @@ pub fn pack(
     check_apart(source, target)?;
     let metadata = std::fs::metadata(source).at(source)?;
     if metadata.is_dir() {
+        check_not_around(source, target)?;
         return options.install(|| pack_directory(source, target, options, progress));
     }
     if let Some((index, count)) = options.shard {
@@ -81,20 +83,37 @@ pub(super) fn parent(path: &Path) -> PathBuf {
 /// Refuses a destination that is the source or lies inside it.
 pub(super) fn check_apart(source: &Path, target: &Path) -> Result<(), CheckpointError> {
     let source = source.canonicalize().at(source)?;
-    // The destination need not exist: resolve as much of it as does.
-    let absolute = std::path::absolute(target).at(target)?;
-    let existing = absolute.ancestors().find(|path| path.exists());
-    let resolved = match existing {
-        Some(path) => {
-            let rest = absolute.strip_prefix(path).unwrap_or(Path::new("")).to_owned();
-            path.canonicalize().at(path)?.join(rest)
-        }
-        None => absolute,
-    };
-    if resolved.starts_with(&source) {
+    if resolve_target(target)?.starts_with(&source) {
         return Err(CheckpointError::DestinationInSource { path: target.to_owned() });
     }
     Ok(())
+}
+
+/// Refuses a destination that holds the source: overwriting an earlier job
+/// there might remove it.
+fn check_not_around(source: &Path, target: &Path) -> Result<(), CheckpointError> {
+    if source.canonicalize().at(source)?.starts_with(resolve_target(target)?) {
+        return Err(CheckpointError::DestinationInSource { path: target.to_owned() });
+    }
+    Ok(())
+}
+
+/// Where a destination will be. It need not exist, and after a part that does
+/// not, `..` may lead back to one that does.
+fn resolve_target(target: &Path) -> Result<PathBuf, CheckpointError> {
+    let mut resolved = PathBuf::new();
+    for component in std::path::absolute(target).at(target)?.components() {
+        match component {
+            Component::ParentDir => {
+                resolved.pop();
+            }
+            component => resolved.push(component),
+        }
+        if let Ok(path) = resolved.canonicalize() {
+            resolved = path;
+        }
+    }
+    Ok(resolved)
 }
 
 // ---------------------------------------------------------------------------
@@ -250,8 +269,15 @@ impl Job<'_> {
                 _ => {}
             }
         }
+        self.remove_notes()
+    }
+
+    /// Another process may remove them too, or be about to: one that has just
+    /// made a new lock file finds the job done.
+    fn remove_notes(&self) -> Result<(), CheckpointError> {
+        use std::io::ErrorKind::{DirectoryNotEmpty, NotFound};
         match std::fs::remove_dir_all(&self.notes) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error) if !matches!(error.kind(), NotFound | DirectoryNotEmpty) => {
                 Err(error).at(&self.notes)
             }
             _ => Ok(()),
@@ -326,7 +352,11 @@ impl Job<'_> {
             lock => Some(lock?),
         };
         if is_packed_directory(self.target) {
-            return Ok(report(&Manifest::read(self.target)?.files, true));
+            let manifest = Manifest::read(self.target)?;
+            // Whoever wrote the manifest may have been killed before this.
+            drop(lock);
+            self.remove_notes()?;
+            return Ok(report(&manifest.files, true));
         }
         let packed = self.items.iter().filter(|item| item.kind == Kind::Packed);
         let summaries: Vec<_> =
@@ -348,7 +378,7 @@ impl Job<'_> {
         self.write_plain_files(&mut manifest)?;
         write_file(&self.target.join(MANIFEST_NAME), &self.notes, &manifest.to_bytes())?;
         drop(lock);
-        std::fs::remove_dir_all(&self.notes).at(&self.notes)?;
+        self.remove_notes()?;
         Ok(report(&manifest.files, true))
     }
 
@@ -361,16 +391,15 @@ impl Job<'_> {
             match entry.kind {
                 Kind::Packed => {}
                 Kind::Copied => {
-                    let partial = Partial::create(&target, &self.notes)?;
-                    let mut from = File::open(&source).at(&source)?;
-                    let n_bytes = std::io::copy(&mut from, &mut partial.file()).at(&target)?;
-                    if n_bytes != entry.bytes {
+                    if copy(&source, &target, &self.notes)? != entry.blake3 {
                         return Err(CheckpointError::Changed { path: source });
                     }
-                    partial.finish()?;
                 }
                 Kind::Rewritten => {
-                    let text = manifest.rewritten(entry).expect("it was parsed before");
+                    // It was valid when it was listed.
+                    let text = manifest
+                        .rewritten(entry)
+                        .map_err(|_| CheckpointError::Changed { path: source })?;
                     write_file(&target, &self.notes, text.as_bytes())?;
                     manifest.files[index].packed_bytes = text.len() as u64;
                 }

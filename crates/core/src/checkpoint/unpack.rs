@@ -116,7 +116,8 @@ pub(super) fn place(
     })
 }
 
-fn copy(from: &Path, to: &Path, scratch: &Path) -> Result<String, CheckpointError> {
+/// Copies a file of any size; returns its BLAKE3.
+pub(super) fn copy(from: &Path, to: &Path, scratch: &Path) -> Result<String, CheckpointError> {
     let partial = Partial::create(to, scratch)?;
     let mut file = File::open(from).at(from)?;
     let mut hasher = blake3::Hasher::new();
