@@ -3,10 +3,10 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use super::directory::{JOB_NAME, Kind};
+use super::directory::{JOB_NAME, Kind, list};
 use super::error::{At, CheckpointError};
 use super::file::PackedFile;
-use super::manifest::{FileEntry, Manifest, is_packed_directory};
+use super::manifest::{FileEntry, Manifest, hash_file, is_packed_directory};
 use super::unpack::place;
 use super::{Options, Progress};
 
@@ -79,6 +79,12 @@ pub fn verify(
                 }
             }
         }
+        if let Some(root) = against {
+            let items = list(root)?;
+            for item in items.iter().filter(|item| manifest.file(&item.name).is_none()) {
+                report.differ(&root.join(&item.name), "is not in the packed one".to_owned());
+            }
+        }
         Ok(())
     })?;
     if packed.join(JOB_NAME).exists() {
@@ -121,7 +127,13 @@ fn check_file(
     };
     report.tensors += packed.original.entries().len();
     report.original_bytes += packed.original.file_bytes();
-    let original = against.map(|path| File::open(path).at(path)).transpose()?;
+    let original = against.and_then(|path| match File::open(path) {
+        Ok(file) => Some(file),
+        Err(error) => {
+            report.differ(path, error.to_string());
+            None
+        }
+    });
     let mut differs_at = None;
     let mut buffer = Vec::new();
     let result = packed.restore(options.isa, progress, |bytes, at| {
@@ -171,11 +183,11 @@ fn check_plain(
 ) {
     report.files += 1;
     report.original_bytes += entry.bytes;
-    let found = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) => return report.differ(path, error.to_string()),
-    };
     if entry.kind == Kind::Rewritten {
+        let found = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) => return report.differ(path, error.to_string()),
+        };
         let original = entry.original.as_deref().unwrap_or_default();
         let blake3 = blake3::hash(original.as_bytes()).to_hex().to_string();
         if blake3 != entry.blake3 {
@@ -185,16 +197,18 @@ fn check_plain(
             report.differ(path, "is not what packing makes of the original".to_owned());
         }
     } else {
-        let blake3 = blake3::hash(&found).to_hex().to_string();
-        if blake3 != entry.blake3 {
-            report.differ(path, format!("hash is {blake3}, expected {}", entry.blake3));
+        match hash_file(path) {
+            Err(error) => report.differ_by(path, &error),
+            Ok((_, blake3)) if blake3 != entry.blake3 => {
+                report.differ(path, format!("hash is {blake3}, expected {}", entry.blake3));
+            }
+            Ok(_) => {}
         }
     }
     if let Some(against) = against {
-        let blake3 = std::fs::read(against).map(|bytes| blake3::hash(&bytes).to_hex().to_string());
-        match blake3 {
-            Err(error) => report.differ(against, error.to_string()),
-            Ok(blake3) if blake3 != entry.blake3 => {
+        match hash_file(against) {
+            Err(error) => report.differ_by(against, &error),
+            Ok((_, blake3)) if blake3 != entry.blake3 => {
                 report.differ(against, format!("hash is {blake3}, packed was {}", entry.blake3));
             }
             Ok(_) => {}
