@@ -15,7 +15,9 @@ use crate::error::{DecodeError, EncodeError};
 use crate::io::ReadAt;
 use crate::isa::Isa;
 use crate::record::{Record, RecordWriter, TensorStatistics};
-use crate::safetensors::{Entry, Header, METADATA};
+use crate::safetensors::{
+    Entry, Header, MAX_HEADER_BYTES, METADATA, PREFIX_BYTES, SafetensorsError,
+};
 use crate::tile::{Order, TILE_ELEMS, Tile};
 
 /// Bytes read at a time while counting.
@@ -169,6 +171,11 @@ pub(super) fn pack_file(
     }
     let before = identity(&file, source)?;
     let reserved = reserved_header_bytes(&header);
+    // What packs to a header that nobody may read must not be packed.
+    if reserved > PREFIX_BYTES + MAX_HEADER_BYTES {
+        let (found, expected) = (reserved - PREFIX_BYTES, MAX_HEADER_BYTES);
+        return Err(SafetensorsError::HeaderTooLarge { found, expected }).at(target);
+    }
     let trailer = Trailer::new(header.bytes(), reserved).at(source)?;
     let out = Partial::create(target, scratch)?;
     let mut whole = blake3::Hasher::new();

@@ -81,7 +81,8 @@ pub fn inspect(
             })
             .collect()
     })?;
-    let weights: u64 = tensors.iter().map(n_weights).sum();
+    // Shapes of unknown dtypes may claim anything.
+    let weights = tensors.iter().map(n_weights).fold(0, u64::saturating_add);
     let mean = |bits: &dyn Fn(&TensorInspection) -> f64| {
         let total: f64 = tensors.iter().map(|t| bits(t) * n_weights(t) as f64).sum();
         total / weights.max(1) as f64
