@@ -214,23 +214,31 @@ fn pair_side<const HALF: bool, const SIDE: usize>(
     assert_eq!(x[0].len(), x[1].len(), "tokens of different lengths");
     let columns = const { [column_indices(HALF, 0), column_indices(HALF, 1)] };
     let first_column = _mm512_set1_epi32(8 * SIDE as i32);
+    // No vectors through the closures of `map` and the like: the library's side
+    // of those is compiled without AVX-512, and then they are not inlined.
     // SAFETY: 16 indices each.
-    let order = columns.map(|columns| unsafe {
-        _mm512_add_epi32(_mm512_loadu_si512(columns.as_ptr().cast()), first_column)
-    });
+    let order = unsafe {
+        [
+            _mm512_add_epi32(_mm512_loadu_si512(columns[0].as_ptr().cast()), first_column),
+            _mm512_add_epi32(_mm512_loadu_si512(columns[1].as_ptr().cast()), first_column),
+        ]
+    };
     let mut acc = [[_mm512_setzero_ps(); 8]; 2];
-    for (acc, sums) in acc.iter_mut().zip(sums.iter()) {
-        for (i, acc) in acc.iter_mut().enumerate() {
+    for token in 0..2 {
+        for i in 0..8 {
             // SAFETY: 256 sums, of which each side has half.
-            *acc = unsafe { _mm512_loadu_ps(sums.as_ptr().add(128 * SIDE + 16 * i)) };
+            acc[token][i] =
+                unsafe { _mm512_loadu_ps(sums[token].as_ptr().add(128 * SIDE + 16 * i)) };
         }
     }
     for block in 0..n_blocks {
-        // SAFETY: both tokens have 16 activations for the block.
-        let inputs = x.map(|x| unsafe {
-            let activations = _mm512_loadu_ps(x.as_ptr().add(block * BLOCK));
-            order.map(|order| _mm512_permutexvar_ps(order, activations))
-        });
+        let mut inputs = [[_mm512_setzero_ps(); 2]; 2];
+        for token in 0..2 {
+            // SAFETY: both tokens have 16 activations for the block.
+            let activations = unsafe { _mm512_loadu_ps(x[token].as_ptr().add(block * BLOCK)) };
+            inputs[token][0] = _mm512_permutexvar_ps(order[0], activations);
+            inputs[token][1] = _mm512_permutexvar_ps(order[1], activations);
+        }
         for quarter in 0..2 {
             let at = block * BLOCK_ELEMS + 128 * SIDE + 64 * quarter;
             // SAFETY: the block's 256 elements are there, see above.
@@ -243,18 +251,21 @@ fn pair_side<const HALF: bool, const SIDE: usize>(
             let words = [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)];
             for half in 0..2 {
                 let w = widen::<HALF>(words[half]);
-                for (acc, inputs) in acc.iter_mut().zip(inputs) {
-                    let first = 4 * quarter + 2 * half;
-                    acc[first] = _mm512_fmadd_ps(w[0], inputs[0], acc[first]);
-                    acc[first + 1] = _mm512_fmadd_ps(w[1], inputs[1], acc[first + 1]);
+                let first = 4 * quarter + 2 * half;
+                for token in 0..2 {
+                    let [even, odd] = inputs[token];
+                    acc[token][first] = _mm512_fmadd_ps(w[0], even, acc[token][first]);
+                    acc[token][first + 1] = _mm512_fmadd_ps(w[1], odd, acc[token][first + 1]);
                 }
             }
         }
     }
-    for (acc, sums) in acc.into_iter().zip(sums) {
-        for (i, acc) in acc.into_iter().enumerate() {
+    for token in 0..2 {
+        for i in 0..8 {
             // SAFETY: as above.
-            unsafe { _mm512_storeu_ps(sums.as_mut_ptr().add(128 * SIDE + 16 * i), acc) };
+            unsafe {
+                _mm512_storeu_ps(sums[token].as_mut_ptr().add(128 * SIDE + 16 * i), acc[token][i]);
+            }
         }
     }
 }
