@@ -1,0 +1,164 @@
+// Fused product from entropy-coded weights: rANS decode, dequantise, multiply and
+// accumulate in one launch, against the dense twin (same reduction) and cuBLAS.
+//
+//   nvcc -O3 -std=c++17 -gencode=arch=compute_90a,code=sm_90a -o rans_product rans_product.cu -lcublas
+//   ./rans_product [dump of a packed tensor ...]
+#include <cublas_v2.h>
+#include <cuda_fp16.h>
+
+#include "../kernels/rans_product.cuh"
+#include "rans_host.cuh"
+
+using namespace lab;
+
+template <Weights kWeights, int kWarps, int kBlocks, int kTokens>
+static void launch(const ProductArgs& args, int sms, cudaStream_t stream) {
+    constexpr bool kTwin = kWeights == kTwinBf16 || kWeights == kTwinF16;
+    const int shared = 2 * kWarps * kTokens * 64 + (kTwin ? 0 : kWarps * kRingBytes + (4 << args.matrix.prob_bits));
+    CHECK(cudaFuncSetAttribute(product_kernel<kWeights, kWarps, kBlocks, kTokens>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+    const int strips = args.matrix.rows / 16, per = kWarps / args.slices;
+    product_kernel<kWeights, kWarps, kBlocks, kTokens><<<std::min(sms * kBlocks, (strips + per - 1) / per), 32 * kWarps, shared, stream>>>(args);
+    CHECK(cudaGetLastError());
+}
+
+static uint16_t to_f16(float f) { return __half_as_ushort(__float2half_rn(f)); }
+static float from_f16(uint16_t h) { return __half2float(__ushort_as_half(h)); }
+
+struct Bench {
+    int sms;
+    cudaStream_t stream;
+    cublasHandle_t blas;
+
+    void run(const char* name, const Tensor& t, const Packed& p) {
+        const bool int8 = t.elem_bytes == 1;
+        const int n = t.rows, k = t.cols, tokens = 8;
+        const size_t elems = t.elems.size();
+        std::random_device entropy;
+        std::mt19937 rng(entropy());
+        std::normal_distribution<float> normal;
+        // Original weights as the twin has them.
+        std::vector<float> scales(n);
+        for (auto& s : scales) s = 0.003f * expf(0.3f * normal(rng));
+        std::vector<uint16_t> w(elems);
+        parallel(n, [&](int row) {
+            for (int c = 0; c < k; c++) {
+                const uint16_t e = t.elems[(size_t)row * k + c];
+                w[(size_t)row * k + c] = int8 ? to_f16((float)(int8_t)e * scales[row]) : e;
+            }
+        });
+        std::vector<uint16_t> fragments(elems);
+        parallel(n / 16, [&](int strip) {
+            for (int c = 0; c < k / 16; c++)
+                for (int lane = 0; lane < 32; lane++)
+                    for (int j = 0; j < 8; j++)
+                        fragments[(((size_t)strip * (k / 16) + c) * 32 + lane) * 8 + j] =
+                            w[(size_t)(strip * 16 + fragment_row(lane, j)) * k + c * 16 + fragment_col(lane, j)];
+        });
+        std::vector<uint16_t> x((size_t)tokens * k);
+        for (auto& v : x) v = int8 ? to_f16(normal(rng)) : to_bf16(normal(rng));
+        const int pairs = (k + 31) / 32;
+        std::vector<uint32_t> b((size_t)pairs * 128);
+        for (int i = 0; i < pairs; i++)
+            for (int lane = 0; lane < 32; lane++)
+                for (int s = 0; s < 2; s++)
+                    for (int q = 0; q < 2; q++) {
+                        const int col = i * 32 + s * 16 + lane % 4 * 2 + q * 8;
+                        if (col >= k) continue;
+                        const uint16_t* at = &x[(size_t)(lane / 4) * k + col];
+                        b[((size_t)i * 32 + lane) * 4 + s * 2 + q] = at[0] | (uint32_t)at[1] << 16;
+                    }
+        const int copies = (int)std::max<size_t>(2, std::min<size_t>(24, (300u << 20) / elems));
+        std::vector<Loaded> loaded;
+        std::vector<uint16_t*> dense, rows;
+        for (int i = 0; i < copies; i++) loaded.push_back(load(p)), dense.push_back(upload(fragments)), rows.push_back(upload(w));
+        uint32_t* d_b = upload(b);
+        uint16_t* d_x = upload(x);
+        float* d_scales = upload(scales);
+        uint16_t* y = poisoned<uint16_t>((size_t)tokens * n);
+        const uint32_t units = units_across(k), slices = std::min(16u, units);
+        auto args = [&](int i, int m) {
+            return ProductArgs{loaded[i].matrix, (const uint4*)dense[i], (const uint4*)d_b, d_scales, y, (uint32_t)m, slices, 1, 0};
+        };
+        printf("%-12s %6dx%6d %6.3f", name, n, k, loaded[0].bits);
+        if (loaded[0].first_bad != ~0ull) printf(" BAD TILE %llx", (unsigned long long)loaded[0].first_bad);
+        std::vector<uint16_t> expected((size_t)tokens * n), got((size_t)tokens * n);
+        auto result = [&](std::vector<uint16_t>& to, const std::function<void()>& go) {
+            CHECK(cudaMemset(y, 0xFF, to.size() * 2));
+            go();
+            CHECK(cudaDeviceSynchronize());
+            CHECK(cudaMemcpy(to.data(), y, to.size() * 2, cudaMemcpyDeviceToHost));
+        };
+        auto twin = [&](const ProductArgs& a) { int8 ? launch<kTwinF16, 16, 2, 8>(a, sms, stream) : launch<kTwinBf16, 16, 2, 8>(a, sms, stream); };
+        result(expected, [&] { twin(args(0, tokens)); });
+        double error = 0, norm = 0;
+        for (int i = 0; i < 256; i++) {
+            const int row = (int)((uint64_t)i * 2654435761u % n), token = i % tokens;
+            double sum = 0;
+            for (int c = 0; c < k; c++)
+                sum += int8 ? (double)from_f16(w[(size_t)row * k + c]) * from_f16(x[(size_t)token * k + c]) : (double)from_bf16(w[(size_t)row * k + c]) * from_bf16(x[(size_t)token * k + c]);
+            const uint16_t o = expected[(size_t)token * n + row];
+            const double d = (int8 ? from_f16(o) : from_bf16(o)) - sum;
+            error += d * d, norm += sum * sum;
+        }
+        printf(" err %.1e", sqrt(error / norm));
+        const float one = 1, zero = 0;
+        const auto type = int8 ? CUDA_R_16F : CUDA_R_16BF;
+        const double cublas = time_graph(stream, 2 * copies, [&](int i) {
+            CHECK(cublasGemmEx(blas, CUBLAS_OP_T, CUBLAS_OP_N, n, 1, k, &one, rows[i % copies], type, k, d_x, type, k, &zero, y, type, n,
+                               CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+        });
+        const double twin_us = time_graph(stream, 2 * copies, [&](int i) { twin(args(i % copies, 1)); });
+        printf(" cublas %6.2f twin %6.2f |", cublas, twin_us);
+        auto variant = [&](const char* label, auto go) {
+            result(got, [&] { go(args(copies - 1, tokens)); });
+            bool same = memcmp(got.data(), expected.data(), got.size() * 2) == 0;
+            const double one_us = time_graph(stream, 2 * copies, [&](int i) { go(args(i % copies, 1)); });
+            const double eight_us = time_graph(stream, 2 * copies, [&](int i) { go(args(i % copies, 8)); });
+            printf(" %s %6.2f %6.2f us %.2fx %.2f w/clk %s |", label, one_us, eight_us, cublas / one_us, elems / (one_us * 1e-6) / (sms * 1.98e9), same ? "same" : "DIFFER");
+        };
+        if (int8) {
+            variant("16x2", [&](const ProductArgs& a) { launch<kInt8, 16, 2, 8>(a, sms, stream); });
+            variant("16x3", [&](const ProductArgs& a) { launch<kInt8, 16, 3, 8>(a, sms, stream); });
+        } else {
+            variant("16x2", [&](const ProductArgs& a) { launch<kBf16, 16, 2, 8>(a, sms, stream); });
+            variant("16x3", [&](const ProductArgs& a) { launch<kBf16, 16, 3, 8>(a, sms, stream); });
+        }
+        printf("\n");
+        fflush(stdout);
+        for (auto& l : loaded) l.release();
+        for (auto d : dense) cudaFree(d);
+        for (auto d : rows) cudaFree(d);
+        cudaFree(d_b), cudaFree(d_x), cudaFree(d_scales), cudaFree(y);
+    }
+};
+
+int main(int argc, char** argv) {
+    cudaDeviceProp device;
+    CHECK(cudaGetDeviceProperties(&device, 0));
+    Bench bench;
+    bench.sms = device.multiProcessorCount;
+    CHECK(cudaStreamCreate(&bench.stream));
+    CHECK(cublasCreate(&bench.blas));
+    CHECK(cublasSetStream(bench.blas, bench.stream));
+    void* workspace;
+    CHECK(cudaMalloc(&workspace, 64 << 20));
+    CHECK(cublasSetWorkspace(bench.blas, workspace, 64 << 20));
+    printf("%s, %d SMs; bits in memory; M = 1, then M = 8; w/clk: weights a clock and SM at 1.98 GHz; x against cublas\n", device.name, bench.sms);
+    std::random_device entropy;
+    const std::pair<int, int> shapes[] = {{176, 1104}, {1024, 1024}, {4096, 4096}, {6144, 4096}, {4096, 14336}, {28672, 4096}, {8192, 8192}};
+    for (int bytes : {2, 1})
+        for (auto& shape : shapes) {
+            if (bytes == 1 && shape.first == 8192) continue;
+            Tensor t = random_weights(shape.first, shape.second, bytes, entropy());
+            bench.run(bytes == 2 ? "bf16" : "int8", t, pack(t, 12));
+        }
+    for (int i = 1; i < argc; i++) {
+        Tensor t;
+        Packed p;
+        if (!read_dump(argv[i], t, p)) { printf("cannot read %s\n", argv[i]); return 1; }
+        const char* name = strrchr(argv[i], '/') ? strrchr(argv[i], '/') + 1 : argv[i];
+        if (t.rows % 128 == 0) stack(t, p, std::max(1, (int)(60000000 / t.elems.size())));
+        bench.run(name, t, p);
+    }
+    return 0;
+}
