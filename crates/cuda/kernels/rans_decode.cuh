@@ -1,4 +1,4 @@
-// Matrix in device memory -> row-major BF16. One warp decodes 16 rows of a tile.
+// Matrix in device memory -> row-major BF16. A warp decodes unit after unit.
 #pragma once
 
 #include "rans.cuh"
@@ -9,69 +9,78 @@ namespace rans {
 struct DecodeArgs {
     Matrix matrix;
     uint16_t* out;       // row-major
-    uint64_t stride;     // elements from a row of `out` to the next
+    uint64_t stride;     // elements from a row of `out` to the next; a multiple of 8
 };
 
 #ifdef __CUDACC__
 
+constexpr int kDecodeBuffer = 2048;
 constexpr int kDecodeStage = 16 * 128;  // 16 rows x 64 columns of BF16
+constexpr int kDecodeWarpBytes = 2 * kDecodeBuffer + kDecodeStage;
 
-template <int kWarps, int kBlocks>
+/// Every n-th unit.
+struct EveryUnit {
+    uint32_t unit, step, n;
+    __device__ __forceinline__ uint32_t operator()() {
+        const uint32_t now = unit;
+        unit += step;
+        return now < n ? now : ~0u;
+    }
+};
+
+template <bool kGeneral, int kWarps, int kBlocks>
 __global__ void __launch_bounds__(32 * kWarps, kBlocks) decode_kernel(const __grid_constant__ DecodeArgs args) {
     extern __shared__ __align__(128) uint8_t shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const Matrix& w = args.matrix;
-    uint32_t* table = (uint32_t*)(shared + kWarps * (kRingBytes + kDecodeStage));
-    for (uint32_t i = threadIdx.x; i < (1u << w.prob_bits) / 4; i += 32 * kWarps) ((uint4*)table)[i] = ((const uint4*)w.table)[i];
+    uint8_t* table = shared + kWarps * kDecodeWarpBytes;
+    copy_table(w, table, threadIdx.x, 32 * kWarps);
+    const Params params = make_params(w, shared_address(table), 0);
+    const uint32_t buffer = shared_address(shared) + warp * kDecodeWarpBytes, stage = buffer + 2 * kDecodeBuffer;
+    const uint32_t units = units_across(w.cols), n_units = w.rows / 16 * units;
+    // Consecutive units to different blocks, so that all have the same to do.
+    const EveryUnit next = {warp * gridDim.x + blockIdx.x, gridDim.x * kWarps, n_units};
+    Feeder<kDecodeBuffer, EveryUnit> feeder(w, next, buffer, lane);
     __syncthreads();
-    const Params params = make_params(shared_address(table), w.prob_bits, lane);
-    const uint32_t ring = shared_address(shared) + warp * (kRingBytes + kDecodeStage), stage = ring + kRingBytes;
-    const uint32_t align = 1u << (15 - w.prob_bits), units = units_across(w.cols);
-    const uint32_t across = (w.cols + kTileCols - 1) / kTileCols, n_tasks = w.rows / 16 * across;
     // Row and 16-byte part of the stage that this lane stores a quarter of a
     // block to, and that it reads; parts are swapped about to spare the banks.
     const uint32_t in_row = lane % 16, in_part = lane / 16, out_row = lane / 8, out_part = lane % 8;
-    for (uint32_t task = blockIdx.x * kWarps + warp; task < n_tasks; task += gridDim.x * kWarps) {
-        const uint32_t strip = task / across, col = task % across * kTileCols;
-        const uint32_t blocks = min((uint32_t)kTileCols, w.cols - col) / 16;
-        const bool is_last = strip % 8 == 7 || strip == w.rows / 16 - 1;
-        const size_t unit = (size_t)strip * units + col / kUnitCols;
-        uint32_t x = w.states[unit * 32 + lane];
-        Words words;
-        words.begin(w.words, w.positions[unit], ring, lane);
-        const uint4* raw = w.raw + unit * 8 * 32 + lane;
+    for (Unit unit = take(feeder); unit.index != ~0u; unit = take(feeder)) {
+        const uint32_t strip = unit.index / units, col = unit.index % units * kUnitCols, blocks = min((uint32_t)kUnitCols, w.cols - col) / 16;
+        const bool ends_tile = (strip % 8 == 7 || strip == w.rows / 16 - 1) && (col % kTileCols + 16 * blocks == kTileCols || col + 16 * blocks == w.cols);
+        const uint4* raw = w.raw + (size_t)unit.index * 8 * 32 + lane;
         uint16_t* out = args.out + (size_t)(strip * 16 + out_row) * args.stride + col + out_part * 8;
-        words.arrive();
-        for (uint32_t b = 0; b < blocks; b += 4) {
+        uint4 bits = load_once(raw);
 #pragma unroll 1
-            for (uint32_t i = 0; i < 4 && b + i < blocks; i += 2) {
-                const uint4 bits = load_once(raw);
-                raw += 32;
+        for (uint32_t b = 0; b < blocks; b += 2) {
+            const uint4 now = bits;
+            if (b + 2 < blocks) bits = load_once(raw += 32);
 #pragma unroll
-                for (uint32_t j = 0; j < 2; j++) {
-                    if (j == 1 && b + i + 1 >= blocks) break;
-                    uint32_t entries[8], a[4];
-                    block(params, x, words, lane, is_last && b + i + j + 1 == blocks, entries);
-                    join_block(entries, j ? bits.z : bits.x, j ? bits.w : bits.y, align, a);
-                    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(
-                                     stage + in_row * 128 + ((2 * (i + j) + in_part) ^ (in_row & 7)) * 16),
-                                 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
-                                 : "memory");
-                }
+            for (uint32_t j = 0; j < 2; j++) {
+                if (j == 1 && b + 1 >= blocks) break;
+                uint32_t entries[8], a[4];
+                block<kGeneral>(params, w.words, unit, b + j, lane, ends_tile && b + j + 1 == blocks, entries);
+                join_block(entries, j ? now.z : now.x, j ? now.w : now.y, w.align, a);
+                asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(
+                                 stage + in_row * 128 + ((2 * (b % 4 + j) + in_part) ^ (in_row & 7)) * 16),
+                             "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
+                             : "memory");
             }
+            if (b % 4 == 0 && b + 2 < blocks) continue;
             __syncwarp();
-            const bool inside = b * 16 + out_part * 8 < blocks * 16;
+            const uint32_t at = b / 4 * 64;
+            const bool inside = at + out_part * 8 < blocks * 16;
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const uint32_t row = out_row + 4 * i;
                 uint4 v;
                 asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(stage + row * 128 + (out_part ^ (row & 7)) * 16) : "memory");
-                if (inside) __stcs((uint4*)(out + (size_t)(4 * i) * args.stride + b * 16), v);
+                if (inside) __stcs((uint4*)(out + (size_t)(4 * i) * args.stride + at), v);
             }
             __syncwarp();
         }
-        wait_copies<0>();
     }
+    wait_copies<0>();
 }
 
 #endif  // __CUDACC__

@@ -49,46 +49,58 @@ struct Dequantise {
     }
 };
 
+/// The units of a warp's slice, strip after strip.
+struct SliceUnits {
+    uint32_t unit, column, strip;          // of the next
+    uint32_t per_slice, n_strips, stride;  // strips from one to the next
+    uint32_t next_strip;                   // units from the end of a slice to its begin in the next strip
+    __device__ __forceinline__ uint32_t operator()() {
+        if (strip >= n_strips) return ~0u;
+        const uint32_t now = unit++;
+        if (++column == per_slice) column = 0, strip += stride, unit += next_strip;
+        return now;
+    }
+};
+
+template <Weights kWeights>
+constexpr int kProductBuffer = kWeights == kInt8 ? 4096 : 2048;
+
+/// Bytes of shared memory of a block.
+template <Weights kWeights, int kWarps, int kTokens>
+__host__ __device__ inline int product_shared(const Matrix& w) {
+    constexpr bool kTwin = kWeights == kTwinBf16 || kWeights == kTwinF16;
+    const int partial = 2 * kWarps * kTokens * 64;
+    return kTwin ? partial : partial + kWarps * 2 * kProductBuffer<kWeights> + (int)table_bytes(w.prob_bits, w.general);
+}
+
 /// kTokens: 8, 16, 32 or 64. A block has kWarps / slices strips at a time.
-template <Weights kWeights, int kWarps, int kBlocks, int kTokens>
+template <Weights kWeights, bool kGeneral, int kWarps, int kBlocks, int kTokens>
 __global__ void __launch_bounds__(32 * kWarps, kBlocks) product_kernel(const __grid_constant__ ProductArgs args) {
     constexpr bool kTwin = kWeights == kTwinBf16 || kWeights == kTwinF16, kF16 = kWeights == kInt8 || kWeights == kTwinF16;
-    constexpr int kGroups = kTokens / 8;
+    constexpr int kGroups = kTokens / 8, kBuffer = kProductBuffer<kWeights>;
     extern __shared__ __align__(128) uint8_t shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const Matrix& w = args.matrix;
     float* partial = (float*)shared;  // [2][kWarps][kGroups][128]
-    uint8_t* rings = shared + 2 * kWarps * kGroups * 512;
-    uint32_t* table = (uint32_t*)(rings + (kTwin ? 0 : kWarps * kRingBytes));
+    uint8_t* buffers = shared + 2 * kWarps * kGroups * 512;
+    uint8_t* table = buffers + kWarps * 2 * kBuffer;
     const uint32_t slice = warp % args.slices, sub = warp / args.slices, subs = kWarps / args.slices;
     const uint32_t first = slice_start(w.cols, args.slices, slice), end = slice_start(w.cols, args.slices, slice + 1);
     const uint32_t n_strips = w.rows / 16, units = units_across(w.cols), stride = gridDim.x * subs;
-    const uint32_t ring = shared_address(rings) + warp * kRingBytes;
-    uint32_t strip = blockIdx.x * subs + sub, x_next = 0, position = 0;
     const bool active = sub < subs && first < end;
-    auto fetch = [&](uint32_t s, uint32_t col) {
-        const size_t unit = (size_t)s * units + col / kUnitCols;
-        x_next = w.states[unit * 32 + lane];
-        position = w.positions[unit];
-    };
-    Words words;
-    if (!kTwin) {
-        if (active && strip < n_strips) {
-            fetch(strip, first);
-            words.begin(w.words, position, ring, lane);
-        }
-        for (uint32_t i = threadIdx.x; i < (1u << w.prob_bits) / 4; i += 32 * kWarps) ((uint4*)table)[i] = ((const uint4*)w.table)[i];
-        __syncthreads();
-    }
-    const Params params = make_params(shared_address(table), kTwin ? 12 : w.prob_bits, lane, kWeights == kInt8 ? 0x80 : 0);
-    const uint32_t align = kTwin ? 0 : 1u << (15 - w.prob_bits);
+    uint32_t strip = active ? blockIdx.x * subs + sub : n_strips;
+    const uint32_t per_slice = (end - first + kUnitCols - 1) / kUnitCols;
+    const SliceUnits next = {strip * units + first / kUnitCols, 0, kTwin ? n_strips : strip, per_slice, n_strips, stride, stride * units - per_slice};
+    if (!kTwin) copy_table(w, table, threadIdx.x, 32 * kWarps);
+    const Params params = make_params(w, shared_address(table), kWeights == kInt8 ? 0x80 : 0);
+    Feeder<kBuffer, SliceUnits> feeder(w, next, shared_address(buffers) + warp * 2 * kBuffer, lane);
+    if (!kTwin) __syncthreads();
     const Dequantise dequantise = {0xFFu << w.prob_bits, (float)(1u << (23 - w.prob_bits)), -(float)((1u << (23 - w.prob_bits)) + 128)};
     const size_t group_stride = (w.cols + 31) / 32 * 32;
-    const uint32_t rounds = (n_strips + stride - 1 - blockIdx.x * subs) / stride;
+    const uint32_t rounds = (n_strips - blockIdx.x * subs + stride - 1) / stride;
     for (uint32_t round = 0; round < rounds; round++, strip += stride) {
-        float acc[kGroups][4] = {};
-        const bool here = active && strip < n_strips;
-        if (here) {
+        if (strip < n_strips) {
+            float acc[kGroups][4] = {};
             const bool is_last = strip % 8 == 7 || strip == n_strips - 1;
             const uint4* raw = w.raw + ((size_t)strip * units * 8 + first / 32) * 32 + lane;
             const uint4* b = args.x + (size_t)(first / 32) * 32 + lane;
@@ -99,30 +111,23 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) product_kernel(const __g
                 scale1 = args.scales[(strip * 16 + lane / 4 + 8) * args.scale_step];
             }
             uint4 bits = kWeights == kBf16 ? load_once(raw) : make_uint4(0, 0, 0, 0);
-            uint32_t col = first;
 #pragma unroll 1
-            while (col < end) {
-                // To the end of the tile, whose words are one stream.
-                const uint32_t stop = min(end, (col / kTileCols + 1) * kTileCols), tile_stop = min(w.cols, (col / kTileCols + 1) * kTileCols);
-                uint32_t x = x_next;
-                if (!kTwin) {
-                    words.arrive();
-                    if (stop < end) fetch(strip, stop);
-                    else if (strip + stride < n_strips) fetch(strip + stride, first);
-                }
+            for (uint32_t col = first; col < end; col += kUnitCols) {
+                const uint32_t blocks = min(end - col, (uint32_t)kUnitCols) / 16;
+                const bool ends_tile = is_last && (col % kTileCols + 16 * blocks == kTileCols || col + 16 * blocks == w.cols);
+                Unit unit;
+                if (!kTwin) unit = take(feeder);
 #pragma unroll 1
-                for (; col < stop; col += 32) {
+                for (uint32_t at = 0; at < blocks; at += 2) {
                     uint4 v[kGroups];
 #pragma unroll
-                    for (int g = 0; g < kGroups; g++) {
-                        v[g] = g * 8 + lane / 4 < args.tokens ? __ldg(b + g * group_stride) : make_uint4(0, 0, 0, 0);
-                    }
+                    for (int g = 0; g < kGroups; g++) v[g] = g * 8 + lane / 4 < args.tokens ? __ldg(b + g * group_stride) : make_uint4(0, 0, 0, 0);
                     b += 32;
                     const uint4 now = bits;
-                    if (kWeights == kBf16 && col + 32 < end) bits = load_once(raw += 32);
+                    if (kWeights == kBf16 && col + at * 16 + 32 < end) bits = load_once(raw += 32);
 #pragma unroll
                     for (int i = 0; i < 2; i++) {
-                        if (i == 1 && col + 16 >= stop) break;
+                        if (i == 1 && at + 1 >= blocks) break;
                         uint32_t a[4];
                         if (kTwin) {
                             const uint4 t = load_once(twin);
@@ -130,9 +135,9 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) product_kernel(const __g
                             a[0] = t.x, a[1] = t.y, a[2] = t.z, a[3] = t.w;
                         } else {
                             uint32_t entries[8];
-                            block(params, x, words, lane, is_last && col + 16 * i + 16 == tile_stop, entries);
+                            block<kGeneral>(params, w.words, unit, at + i, lane, ends_tile && at + i + 1 == blocks, entries);
                             if (kWeights == kBf16) {
-                                join_block(entries, i ? now.z : now.x, i ? now.w : now.y, align, a);
+                                join_block(entries, i ? now.z : now.x, i ? now.w : now.y, w.align, a);
                             } else {
 #pragma unroll
                                 for (int j = 0; j < 4; j++) a[j] = dequantise.pair(entries[2 * j], entries[2 * j + 1], j & 1 ? scale1 : scale0);
@@ -142,11 +147,6 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) product_kernel(const __g
                         for (int g = 0; g < kGroups; g++) mma<kF16>(acc[g], a, i ? v[g].z : v[g].x, i ? v[g].w : v[g].y);
                     }
                 }
-                if (!kTwin && (stop < end || strip + stride < n_strips)) {
-                    wait_copies<0>();
-                    words.begin(w.words, position, ring, lane);
-                }
-                col = stop;
             }
             float* to = partial + ((round & 1) * kWarps + warp) * kGroups * 128;
 #pragma unroll

@@ -7,48 +7,43 @@
 
 using namespace lab;
 
-template <int kWarps, int kBlocks>
+template <bool kGeneral, int kWarps, int kBlocks>
 static void launch(const DecodeArgs& args, int sms, cudaStream_t stream) {
-    const int shared = kWarps * (kRingBytes + kDecodeStage) + (4 << args.matrix.prob_bits);
-    CHECK(cudaFuncSetAttribute(decode_kernel<kWarps, kBlocks>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-    decode_kernel<kWarps, kBlocks><<<sms * kBlocks, 32 * kWarps, shared, stream>>>(args);
+    const int shared = kWarps * kDecodeWarpBytes + table_bytes(args.matrix.prob_bits, kGeneral);
+    CHECK(cudaFuncSetAttribute(decode_kernel<kGeneral, kWarps, kBlocks>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+    decode_kernel<kGeneral, kWarps, kBlocks><<<sms * kBlocks, 32 * kWarps, shared, stream>>>(args);
     CHECK(cudaGetLastError());
 }
 
-static void run(const char* name, const Tensor& t, const Packed& p, cudaStream_t stream, int sms) {
-    Loaded loaded = load(p);
+static void run(const char* name, const Tensor& t, const Packed& p, cudaStream_t stream, int sms, bool general = false) {
     const size_t n = t.elems.size();
-    const int copies = std::max(1, (int)(((size_t)200 << 20) / n));
-    std::vector<Loaded> others;
-    for (int i = 1; i < copies && i < 16; i++) others.push_back(load(p));
-    std::vector<uint16_t> got(n);
+    const int copies = std::max(1, std::min(16, (int)(((size_t)200 << 20) / n)));
+    std::vector<Loaded> loaded;
     std::vector<uint16_t*> outs;
-    for (size_t i = 0; i <= others.size(); i++) outs.push_back(poisoned<uint16_t>(n));
-    DecodeArgs args = {loaded.matrix, outs[0], (uint64_t)t.cols};
-    printf("%-22s %6dx%6d %6.3f %6.3f  load %7.1f us", name, t.rows, t.cols, p.bits(), loaded.bits, loaded.load_us);
-    if (loaded.first_bad != ~0ull) printf("  BAD TILE %llx", (unsigned long long)loaded.first_bad);
+    for (int i = 0; i < copies; i++) loaded.push_back(load(p, general)), outs.push_back(poisoned<uint16_t>(n));
+    std::vector<uint16_t> got(n);
+    printf("%-22s %6dx%6d %6.3f %6.3f %s load %7.1f us", name, t.rows, t.cols, p.bits(), loaded[0].bits, loaded[0].matrix.general ? "general" : "fast   ", loaded[0].load_us);
+    if (loaded[0].first_bad != ~0ull) { printf("  BAD TILE %llx\n", (unsigned long long)loaded[0].first_bad); return; }
     auto variant = [&](const char* label, auto go) {
         CHECK(cudaMemset(outs[0], 0xFF, 2 * n));
+        DecodeArgs args = {loaded[0].matrix, outs[0], (uint64_t)t.cols};
         go(args);
         CHECK(cudaDeviceSynchronize());
         CHECK(cudaMemcpy(got.data(), outs[0], 2 * n, cudaMemcpyDeviceToHost));
         size_t differ = 0;
         for (size_t i = 0; i < n; i++) differ += got[i] != t.elems[i];
-        const double us = time_graph(stream, 2 * (int)outs.size(), [&](int i) {
-            DecodeArgs a = args;
-            const size_t at = i % outs.size();
-            if (at) a.matrix = others[at - 1].matrix;
-            a.out = outs[at];
-            go(a);
-        });
+        const double us = time_graph(stream, 2 * copies, [&](int i) { go(DecodeArgs{loaded[i % copies].matrix, outs[i % copies], (uint64_t)t.cols}); });
         printf(" | %s %7.1f us %.3f TB/s %s", label, us, 2e-6 * n / us, differ ? "DIFFER" : "same");
     };
-    variant("16x2", [&](const DecodeArgs& a) { launch<16, 2>(a, sms, stream); });
-    variant("24x2", [&](const DecodeArgs& a) { launch<24, 2>(a, sms, stream); });
-    variant("8x6", [&](const DecodeArgs& a) { launch<8, 6>(a, sms, stream); });
+    if (loaded[0].matrix.general) {
+        variant("16x2", [&](const DecodeArgs& a) { launch<true, 16, 2>(a, sms, stream); });
+    } else {
+        variant("8x3", [&](const DecodeArgs& a) { launch<false, 8, 3>(a, sms, stream); });
+        variant("8x4", [&](const DecodeArgs& a) { launch<false, 8, 4>(a, sms, stream); });
+        variant("16x2", [&](const DecodeArgs& a) { launch<false, 16, 2>(a, sms, stream); });
+    }
     printf("\n");
-    loaded.release();
-    for (auto& o : others) o.release();
+    for (auto& l : loaded) l.release();
     for (auto o : outs) cudaFree(o);
 }
 
@@ -66,6 +61,27 @@ int main(int argc, char** argv) {
         if (brief && shape.first != 28672) continue;
         Tensor t = random_weights(shape.first, shape.second, 2, entropy());
         run("random", t, pack(t), stream, sms);
+    }
+    if (!brief) {
+        // The general table; one symbol; tiles that are not coded; every bit pattern.
+        Tensor t = random_weights(1040, 1168, 2, entropy());
+        run("random, general", t, pack(t), stream, sms, true);
+        for (auto& e : t.elems) e = (uint16_t)(e & 0x807F) | 0x3F80;
+        run("one exponent", t, pack(t), stream, sms);
+        std::mt19937 rng(entropy());
+        for (size_t i = 0; i < t.elems.size(); i++) t.elems[i] = (uint16_t)rng();
+        run("every bit pattern", t, pack(t), stream, sms);
+        t = random_weights(1040, 1168, 2, entropy());
+        Packed p = pack(t);
+        for (int row = 128; row < 256; row++)
+            for (int col = 512; col < 1024; col++) t.elems[(size_t)row * 1168 + col] = (uint16_t)rng();
+        make_raw(t, p, 1 * 3 + 1);
+        run("a tile that is raw", t, p, stream, sms);
+        for (int row = 256; row < 512; row++)
+            for (int col = 0; col < 1168; col++) t.elems[(size_t)row * 1168 + col] = (uint16_t)(rng() & 0x807F) | (uint16_t)(100 + rng() % 40) << 7;
+        run("many words in places", t, pack(t), stream, sms);
+        t = random_weights(1040, 1168, 2, entropy());
+        run("prob_bits 14", t, pack(t, 14), stream, sms);
     }
     for (int i = 1; i < argc; i++) {
         Tensor t;

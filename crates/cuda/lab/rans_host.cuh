@@ -150,6 +150,27 @@ inline Packed pack(const Tensor& t, int prob_bits = 12) {
     return out;
 }
 
+/// Stores a tile as it is.
+inline void make_raw(const Tensor& t, Packed& p, int tile) {
+    const int across = (t.cols + 511) / 512, row0 = tile / across * 128, col0 = tile % across * 512;
+    const int rows = std::min(128, t.rows - row0), cols = std::min(512, t.cols - col0);
+    std::vector<uint8_t> planes[2];
+    for (int r = 0; r < rows; r += 16)
+        for (int c = 0; c < cols; c += 16)
+            for (int i = 0; i < 256; i++) {
+                const uint16_t w = t.elems[(size_t)(row0 + r + fragment_row(i % 32, i / 32)) * t.cols + col0 + c + fragment_col(i % 32, i / 32)];
+                planes[0].push_back((uint8_t)symbol_of(t, w));
+                if (t.elem_bytes == 2) planes[1].push_back((uint8_t)(w << 1 | w >> 15));
+            }
+    planes[0].insert(planes[0].end(), planes[1].begin(), planes[1].end());
+    std::vector<uint8_t> tiles(p.tiles.begin(), p.tiles.begin() + p.starts[tile]);
+    tiles.insert(tiles.end(), planes[0].begin(), planes[0].end());
+    tiles.insert(tiles.end(), p.tiles.begin() + p.starts[tile + 1], p.tiles.end());
+    const int64_t more = (int64_t)planes[0].size() - (int64_t)(p.starts[tile + 1] - p.starts[tile]);
+    for (size_t i = tile + 1; i < p.starts.size(); i++) p.starts[i] += more;
+    p.tiles = tiles;
+}
+
 /// The matrix `times` times, one below the other.
 inline void stack(Tensor& t, Packed& p, int times) {
     if (t.rows % 128) { printf("tiles of the lower edge cannot be stacked\n"); exit(1); }
@@ -220,67 +241,79 @@ T* poisoned(size_t n) {
     return p;
 }
 
-/// Table of the device; false if it does not fit. Symbols of INT8 have their
-/// top bit flipped.
-inline bool make_table(const Packed& p, std::vector<uint32_t>& table) {
-    table.clear();
-    bool fits = true;
-    uint32_t start = 0;
+/// Table of the device, general if need be. Symbols of INT8 have their top bit flipped.
+inline std::vector<uint32_t> make_table(const Packed& p, bool& general) {
+    std::vector<uint32_t> table;
+    std::vector<uint8_t> symbols;
+    uint32_t start = 0, intervals[256] = {};
+    const uint32_t flip = p.elem_bytes == 1 ? 128 : 0;
     for (uint32_t s : ranked(p.freq)) {
-        for (uint32_t slot = start; slot < start + p.freq[s]; slot++) {
+        intervals[s] = start << 16 | p.freq[s];
+        for (uint32_t i = 0; i < p.freq[s]; i++) {
             uint32_t entry;
-            fits = fast_entry(p.prob_bits, slot, start, p.freq[s], p.elem_bytes == 1 ? s ^ 128 : s, &entry) && fits;
+            general = !fast_entry(p.prob_bits, i, p.freq[s], s ^ flip, &entry) || general;
             table.push_back(entry);
+            symbols.push_back((uint8_t)s);
         }
         start += p.freq[s];
     }
-    return fits && table.size() == 1u << p.prob_bits;
+    if (start != 1u << p.prob_bits) { printf("frequencies do not sum up\n"); exit(1); }
+    if (general) {
+        table.assign(intervals, intervals + 256);
+        table.resize(table_bytes(p.prob_bits, true) / 4);
+        memcpy(table.data() + 256, symbols.data(), symbols.size());
+    }
+    return table;
 }
 
 /// A loaded matrix and what it takes.
 struct Loaded {
     Matrix matrix;
-    double bits = 0;        // of words, states, positions and raw bits an element
+    double bits = 0;  // of words, entry points and raw bits, an element
     double load_us = 0;
     uint64_t first_bad = 0;
-    void* owned[5] = {};
+    void* owned[6] = {};
     void release() { for (void* p : owned) cudaFree(p); }
 };
 
-inline Loaded load(const Packed& p, bool clear_owned = false) {
-    (void)clear_owned;
+template <bool kGeneral>
+void launch_load(const LoadArgs& args) {
+    const int shared = kLoadWarps * kLoadBytes + table_bytes(args.prob_bits, kGeneral);
+    CHECK(cudaFuncSetAttribute(load_kernel<kGeneral>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+    load_kernel<kGeneral><<<std::min<uint32_t>(2 * 132, (args.n_tiles + kLoadWarps - 1) / kLoadWarps), 32 * kLoadWarps, shared>>>(args);
+    CHECK(cudaGetLastError());
+}
+
+inline Loaded load(const Packed& p, bool general = false) {
     Loaded out;
-    std::vector<uint32_t> table;
-    if (!make_table(p, table)) { printf("the table does not fit\n"); exit(1); }
+    std::vector<uint32_t> table = make_table(p, general);
     const uint32_t n_tiles = (uint32_t)p.starts.size() - 1, across = (p.cols + 511) / 512;
     std::vector<uint32_t> word_starts;
     uint64_t at = 0;
     for (uint32_t t = 0; t < n_tiles; t++) {
-        const uint64_t rows = std::min(128u, p.rows - t / across * 128u), cols = std::min(512u, p.cols - t % across * 512u);
-        const uint64_t stream = p.starts[t + 1] - p.starts[t] - (p.elem_bytes - 1) * rows * cols;
+        const uint32_t rows = std::min(128u, p.rows - t / across * 128u), cols = std::min(512u, p.cols - t % across * 512u);
+        const uint32_t n = rows * cols, stream = (uint32_t)(p.starts[t + 1] - p.starts[t]) - (p.elem_bytes - 1) * n;
         word_starts.push_back((uint32_t)at);
-        at += (stream / 2 + 7) / 8 * 8;
+        at += load_words(stream, rows / 16 * units_across(cols), n, stream == n);
     }
     const size_t n_units = (size_t)p.rows / 16 * units_across(p.cols);
     uint8_t* tiles = upload(p.tiles);
     uint64_t* starts = upload(p.starts);
     uint32_t* d_word_starts = upload(word_starts);
-    uint32_t* d_table = upload(table);
-    uint16_t* words = poisoned<uint16_t>(at + 1024);
+    uint4* d_table = (uint4*)upload(table);
+    uint16_t* words = poisoned<uint16_t>(at + 512);
     uint32_t* states = poisoned<uint32_t>(n_units * 32);
+    uint8_t* counts = poisoned<uint8_t>(n_units * 32);
     uint32_t* positions = poisoned<uint32_t>(n_units);
     uint4* raw = p.elem_bytes == 2 ? poisoned<uint4>(n_units * 256) : nullptr;
     unsigned long long* bad = poisoned<unsigned long long>(1);
-    LoadArgs args = {tiles, starts, d_word_starts, d_table, words, states, positions, raw, bad, (uint32_t)p.rows, (uint32_t)p.cols, (uint32_t)p.prob_bits, n_tiles};
-    const int shared = kLoadWarps * kRingBytes + (4 << p.prob_bits);
-    CHECK(cudaFuncSetAttribute(load_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+    LoadArgs args = {tiles, starts, d_word_starts, d_table, words, states, counts, positions, raw, bad, (uint32_t)p.rows, (uint32_t)p.cols, (uint32_t)p.prob_bits, general, 4, n_tiles};
     cudaEvent_t start, stop;
     cudaEventCreate(&start), cudaEventCreate(&stop);
     for (int i = 0; i < 2; i++) {
         cudaEventRecord(start);
-        load_kernel<<<std::min<uint32_t>(4 * 132, (n_tiles + kLoadWarps - 1) / kLoadWarps), 32 * kLoadWarps, shared>>>(args);
+        general ? launch_load<true>(args) : launch_load<false>(args);
         cudaEventRecord(stop);
-        CHECK(cudaGetLastError());
         CHECK(cudaDeviceSynchronize());
     }
     float ms;
@@ -290,9 +323,9 @@ inline Loaded load(const Packed& p, bool clear_owned = false) {
     CHECK(cudaMemcpy(&first, bad, 8, cudaMemcpyDeviceToHost));
     out.first_bad = first;
     cudaFree(tiles), cudaFree(starts), cudaFree(d_word_starts), cudaFree(bad);
-    out.matrix = {d_table, words, states, positions, raw, (uint32_t)p.rows, (uint32_t)p.cols, (uint32_t)p.prob_bits, 0};
-    out.bits = 8.0 * (2.0 * at + n_units * 132.0 + (raw ? n_units * 4096.0 : 0)) / p.rows / p.cols;
-    void* owned[5] = {d_table, words, states, positions, raw};
+    out.matrix = {d_table, words, states, counts, positions, raw, (uint32_t)p.rows, (uint32_t)p.cols, (uint32_t)p.prob_bits, general, 4, 1u << (15 - p.prob_bits)};
+    out.bits = 8.0 * (2.0 * at + n_units * 164.0 + (raw ? n_units * 4096.0 : 0)) / p.rows / p.cols;
+    void* owned[6] = {d_table, words, states, counts, positions, raw};
     memcpy(out.owned, owned, sizeof owned);
     return out;
 }
