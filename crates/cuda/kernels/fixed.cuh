@@ -1,0 +1,208 @@
+// Chunks of 16 rows x 128 columns, fixed-rate or dense, to A fragments of
+// mma.m16n8k16. docs/kernels.md draws the layout.
+#pragma once
+
+#include "params.h"
+#include "reduction.cuh"
+
+namespace transom {
+
+constexpr uint32_t kChunkRows = 16, kChunkCols = 128, kChunkElems = 2048;
+/// Windows u8[16], escapes u16, overflow count u16, overflow start u32.
+constexpr uint32_t kHeaderBytes = 24;
+/// After the last escape's place, so that copies are whole 16 bytes.
+constexpr uint32_t kHeaderPad = 8;
+
+TRANSOM_BOTH constexpr bool is_dense(WeightFormat f) { return f <= kDenseInt8; }
+TRANSOM_BOTH constexpr bool is_int8(WeightFormat f) { return f == kDenseInt8 || f >= kFixedInt8x4; }
+/// Operands and results are FP16, otherwise BF16.
+TRANSOM_BOTH constexpr bool is_half(WeightFormat f) { return f == kDenseF16 || f == kFixedF16x3 || is_int8(f); }
+TRANSOM_BOTH constexpr uint32_t int8_bits(WeightFormat f) { return 4u + (uint32_t)((int)f - (int)kFixedInt8x4); }
+
+/// Bytes of codes and raw bits, where the header begins.
+TRANSOM_BOTH constexpr uint32_t header_offset(WeightFormat f) {
+    switch (f) {
+        case kDenseBf16:
+        case kDenseF16: return 4096;
+        case kDenseInt8: return 2048;
+        case kFixedBf16x3: return 2048 + 768;
+        case kFixedBf16x4: return 2048 + 1024;
+        case kFixedF16x3: return 2048 + 768 + 768;
+        default: return 256 * int8_bits(f);
+    }
+}
+/// Bytes of a chunk with room for `places` escapes, a multiple of 8.
+TRANSOM_BOTH constexpr uint32_t chunk_bytes(WeightFormat f, uint32_t places) {
+    return header_offset(f) + (is_dense(f) ? 0 : kHeaderBytes + 2 * places + kHeaderPad);
+}
+
+#ifdef __CUDACC__
+
+/// Where in the plane of patches the element of an escape lies.
+__device__ __forceinline__ uint32_t escape_address(uint32_t escape) {
+    const uint32_t at = escape & 63, lane = escape >> 6 & 31;
+    return ((at >> 4) * 32 + lane) * 16 + (at & 15);
+}
+
+/// Row of the chunk that an escape is in.
+__device__ __forceinline__ uint32_t escape_row(uint32_t escape) { return (escape >> 8 & 7) + (escape >> 2 & 1) * 8; }
+
+/// Writes (or clears) the difference between each escaped element's byte and
+/// the one that code 0 decodes to.
+template <bool kClear>
+__device__ __forceinline__ void patch_escapes(const uint8_t* header, const uint8_t* symbols, const uint32_t* overflow, uint8_t* plane, int lane) {
+    const uint2 counts = *(const uint2*)(header + 16);
+    const uint32_t n_inline = counts.x & 0xFFFF, n_over = counts.x >> 16;
+#pragma unroll 1
+    for (uint32_t i = lane; i < n_inline; i += 32) {
+        const uint32_t escape = ((const uint16_t*)(header + kHeaderBytes))[i];
+        plane[escape_address(escape)] = kClear ? 0 : (uint8_t)(header[escape_row(escape)] ^ symbols[escape >> 11]);
+    }
+#pragma unroll 1
+    for (uint32_t i = lane; i < n_over; i += 32) {
+        const uint32_t escape = __ldg(overflow + counts.y + i);
+        plane[escape_address(escape)] = kClear ? 0 : (uint8_t)(header[escape_row(escape)] ^ escape >> 16);
+    }
+}
+
+/// Three bits an element of four k16 steps: `words` are steps 0 to 2, and the
+/// top bits of their nibbles step 3. Returns selectors of the upper row in the
+/// low half, of the lower row in the high half.
+__device__ __forceinline__ uint32_t codes3(const uint32_t* words, int step) {
+    return step < 3 ? words[step] & 0x77777777u
+                    : (words[0] >> 3 & 0x11111111u) | (words[1] >> 2 & 0x22222222u) | (words[2] >> 1 & 0x44444444u);
+}
+
+__device__ __forceinline__ void load3(const uint8_t* from, int half, int lane, uint32_t* words) {
+    // Words 0 to 2 belong to the first half, 3 to 5 to the second, stored as three pairs.
+    if (half == 0) {
+        const uint2 p = ((const uint2*)from)[lane];
+        words[0] = p.x, words[1] = p.y;
+        words[2] = ((const uint32_t*)from)[64 + lane];
+    } else {
+        const uint2 p = ((const uint2*)(from + 512))[lane];
+        words[1] = p.x, words[2] = p.y;
+        words[0] = ((const uint32_t*)from)[96 + lane];
+    }
+}
+
+/// Two weights of bytes q + 128, as FP16 of f32(q) * scale.
+__device__ __forceinline__ uint32_t dequantise(uint32_t bytes, uint32_t selector0, uint32_t selector1, float scale) {
+    const float q0 = __uint_as_float(__byte_perm(bytes, 0x4B000000u, selector0)) - 8388736.0f;
+    const float q1 = __uint_as_float(__byte_perm(bytes, 0x4B000000u, selector1)) - 8388736.0f;
+    uint32_t out;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(__fmul_rn(q1, scale)), "f"(__fmul_rn(q0, scale)));
+    return out;
+}
+
+/// Decodes four of the eight k16 steps of a chunk: a[4 * step + register].
+template <WeightFormat kFormat, int kHalf>
+__device__ __forceinline__ void decode_half(const uint8_t* chunk, const uint8_t* plane, int lane, float scale0, float scale1, uint32_t* a) {
+    if constexpr (kFormat == kDenseBf16 || kFormat == kDenseF16) {
+#pragma unroll
+        for (int s = 0; s < 4; s++) {
+            const uint4 v = ((const uint4*)chunk)[(4 * kHalf + s) * 32 + lane];
+            a[4 * s] = v.x, a[4 * s + 1] = v.y, a[4 * s + 2] = v.z, a[4 * s + 3] = v.w;
+        }
+        return;
+    }
+    uint32_t e[8];  // two words a step: four elements of the upper row, four of the lower
+    if constexpr (kFormat == kDenseInt8) {
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            const uint4 v = ((const uint4*)chunk)[(2 * kHalf + j) * 32 + lane];
+            e[4 * j] = v.x ^ 0x80808080u, e[4 * j + 1] = v.y ^ 0x80808080u, e[4 * j + 2] = v.z ^ 0x80808080u, e[4 * j + 3] = v.w ^ 0x80808080u;
+        }
+    } else {
+        const uint8_t* header = chunk + header_offset(kFormat);
+        const uint32_t upper = header[lane / 4] * 0x01010101u, lower = header[lane / 4 + 8] * 0x01010101u;
+        if constexpr (kFormat == kFixedBf16x3 || kFormat == kFixedF16x3) {
+            constexpr uint32_t kUnit = kFormat == kFixedBf16x3 ? 1 : 4;
+            uint32_t words[3];
+            load3(chunk + 2048, kHalf, lane, words);
+#pragma unroll
+            for (int s = 0; s < 4; s++) {
+                const uint32_t codes = codes3(words, s);
+                e[2 * s] = __byte_perm(upper + 0x03020100u * kUnit, upper + 0x07060504u * kUnit, codes);
+                e[2 * s + 1] = __byte_perm(lower + 0x03020100u * kUnit, lower + 0x07060504u * kUnit, codes >> 16);
+            }
+        } else {
+            // Nibbles: word s holds step s, the low nibbles of its bytes the upper row.
+            constexpr uint32_t kAt = kFormat == kFixedBf16x4 ? 2048 : 0;
+            const uint4 v = ((const uint4*)(chunk + kAt))[kHalf * 32 + lane];
+            const uint32_t nibbles[4] = {v.x, v.y, v.z, v.w};
+            constexpr int kHigh = kFormat == kFixedBf16x4 ? 0 : (int)int8_bits(kFormat) - 4;
+            const uint32_t* more = (const uint32_t*)(chunk + 1024);
+#pragma unroll
+            for (int s = 0; s < 4; s++) {
+                e[2 * s] = nibbles[s] & 0x0F0F0F0Fu;
+                e[2 * s + 1] = nibbles[s] >> 4 & 0x0F0F0F0Fu;
+            }
+            if constexpr (kHigh == 1 || kHigh == 3) {
+                // Bit j of each byte belongs to word j of the half.
+                const uint32_t bits = more[(kHigh == 3 ? 128 : 0) + kHalf * 32 + lane];
+                constexpr int kPlace = kHigh == 3 ? 6 : 4;
+#pragma unroll
+                for (int j = 0; j < 8; j++) e[j] |= (j < kPlace ? bits << (kPlace - j) : bits >> (j - kPlace)) & 0x01010101u << kPlace;
+            }
+            if constexpr (kHigh == 2 || kHigh == 3) {
+                const uint2 v = ((const uint2*)more)[kHalf * 32 + lane];
+                const uint32_t pairs[2] = {v.x, v.y};
+#pragma unroll
+                for (int j = 0; j < 8; j++) {
+                    const uint32_t p = pairs[j / 4];
+                    e[j] |= (j % 4 < 2 ? p << (4 - 2 * (j % 4)) : p >> (2 * (j % 4) - 4)) & 0x30303030u;
+                }
+            }
+#pragma unroll
+            for (int j = 0; j < 4; j++) e[2 * j] += upper, e[2 * j + 1] += lower;
+        }
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            const uint4 v = ((const uint4*)plane)[(2 * kHalf + j) * 32 + lane];
+            e[4 * j] ^= v.x, e[4 * j + 1] ^= v.y, e[4 * j + 2] ^= v.z, e[4 * j + 3] ^= v.w;
+        }
+    }
+    if constexpr (is_int8(kFormat)) {
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            const float scale = j % 2 ? scale1 : scale0;
+            a[j / 2 * 4 + j % 2] = dequantise(e[j], 0x7440, 0x7441, scale);
+            a[j / 2 * 4 + j % 2 + 2] = dequantise(e[j], 0x7442, 0x7443, scale);
+        }
+    } else {
+        if constexpr (kFormat == kFixedF16x3) {
+            // Sign and top two bits of the mantissa.
+            uint32_t words[3];
+            load3(chunk + 2048 + 768, kHalf, lane, words);
+#pragma unroll
+            for (int s = 0; s < 4; s++) {
+                const uint32_t codes = codes3(words, s);
+                e[2 * s] |= __byte_perm(0x03020100u, 0x83828180u, codes);
+                e[2 * s + 1] |= __byte_perm(0x03020100u, 0x83828180u, codes >> 16);
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            const uint4 v = ((const uint4*)chunk)[(2 * kHalf + j) * 32 + lane];
+            const uint32_t raw[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+            for (int q = 0; q < 4; q++) {
+                const int at = 8 * j + q / 2 * 4 + q % 2;
+                if constexpr (kFormat == kFixedF16x3) {
+                    a[at] = __byte_perm(raw[q], e[4 * j + q], 0x5140);
+                    a[at + 2] = __byte_perm(raw[q], e[4 * j + q], 0x7362);
+                } else {
+                    // A raw byte has the mantissa and the sign of the pair's other element.
+                    const uint32_t first = __byte_perm(raw[q], e[4 * j + q], 0x5140), second = __byte_perm(raw[q], e[4 * j + q], 0x7362);
+                    a[at] = __funnelshift_r(first, first, 1);
+                    a[at + 2] = __funnelshift_r(second, second, 1);
+                }
+            }
+        }
+    }
+}
+
+#endif  // __CUDACC__
+
+}  // namespace transom

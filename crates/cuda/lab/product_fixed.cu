@@ -1,0 +1,635 @@
+// Check and timing of kernels/product.cuh: fused products from fixed-rate
+// weights against their dense twins (bit for bit) and cuBLAS (time).
+//
+//   nvcc -O3 -std=c++17 -gencode=arch=compute_90a,code=sm_90a -DFORMATS=0 -o product_fixed product_fixed.cu -lcublas -lcublasLt
+//   product_fixed check | time [tokens,...] [shape index,...]
+//
+// FORMATS: 0 BF16 (3 bits), 1 INT8 (5 and 6 bits), 2 FP16, 3 BF16 (4 bits) and INT8 (4 and 7 bits).
+#include <cublasLt.h>
+#include <cublas_v2.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../kernels/product.cuh"
+
+using namespace transom;
+
+#define CHECK(call)                                                                  \
+    do {                                                                             \
+        auto status_ = (call);                                                       \
+        if (status_ != 0) {                                                          \
+            printf("%s:%d: %s failed: %d\n", __FILE__, __LINE__, #call, (int)status_); \
+            exit(1);                                                                 \
+        }                                                                            \
+    } while (0)
+
+template <class F>
+static void parallel(int n, F f) {
+    const int threads = std::min(16u, std::max(1u, std::thread::hardware_concurrency()));
+    std::vector<std::thread> pool;
+    for (int t = 0; t < threads; t++) pool.emplace_back([&, t] { for (int i = t; i < n; i += threads) f(i); });
+    for (auto& thread : pool) thread.join();
+}
+
+// ---------------------------------------------------------------------------
+// Host: encoding. Elements are u16, INT8 ones in the low byte.
+
+static int fragment_row(int lane, int i) { return lane / 4 + (i >> 1 & 1) * 8; }
+static int fragment_col(int lane, int i) { return lane % 4 * 2 + (i & 1) + (i >> 2 & 1) * 8; }
+
+struct Matrix {
+    WeightFormat format;
+    int n, k;
+    uint32_t bytes;  // of a chunk
+    std::vector<uint8_t> chunks;
+    std::vector<uint32_t> overflow;
+    uint8_t symbols[32] = {};
+    double bits = 0, escapes = 0;
+};
+
+/// The byte of an element whose windows are coded.
+static int key_of(WeightFormat f, uint16_t x) {
+    return is_int8(f) ? (x ^ 0x80) & 255 : f == kFixedF16x3 ? x >> 10 << 2 & 0x7C : x >> 7 & 255;
+}
+static int code_bits(WeightFormat f) { return is_int8(f) ? int8_bits(f) : f == kFixedBf16x4 ? 4 : 3; }
+
+static Matrix encode(WeightFormat f, int places, const std::vector<uint16_t>& w, int n, int k) {
+    Matrix out;
+    out.format = f, out.n = n, out.k = k;
+    out.bytes = (chunk_bytes(f, places) + 15) / 16 * 16;
+    const int tiles = (n + 15) / 16, across = (k + 127) / 128;
+    out.chunks.assign((size_t)tiles * across * out.bytes, 0);
+    auto element = [&](int tile, int c, int lane, int s, int i, bool* inside) -> uint16_t {
+        const int row = tile * 16 + fragment_row(lane, i), col = c * 128 + s * 16 + fragment_col(lane, i);
+        *inside = row < n && col < k;
+        return *inside ? w[(size_t)row * k + col] : 0;
+    };
+    if (is_dense(f)) {
+        parallel(tiles, [&](int tile) {
+            for (int c = 0; c < across; c++)
+                for (int s = 0; s < 8; s++)
+                    for (int lane = 0; lane < 32; lane++)
+                        for (int i = 0; i < 8; i++) {
+                            bool inside;
+                            const uint16_t x = element(tile, c, lane, s, i, &inside);
+                            uint8_t* chunk = &out.chunks[((size_t)tile * across + c) * out.bytes];
+                            const int at = (i & 1) | (i >> 2 & 1) << 1 | (i >> 1 & 1) << 2;
+                            if (f == kDenseInt8) chunk[(s / 2 * 32 + lane) * 16 + s % 2 * 8 + at] = (uint8_t)x;
+                            else memcpy(chunk + (s * 32 + lane) * 16 + 2 * i, &x, 2);
+                        }
+        });
+        out.bits = out.bytes * 8.0 / kChunkElems;
+        return out;
+    }
+    const int unit = f == kFixedF16x3 ? 4 : 1, n_codes = 1 << code_bits(f), top = f == kFixedF16x3 ? 0x7C : 255;
+    std::vector<uint8_t> windows((size_t)tiles * across * 16);
+    std::vector<std::vector<uint64_t>> rare(tiles);
+    parallel(tiles, [&](int tile) {
+        rare[tile].assign(256, 0);
+        for (int c = 0; c < across; c++) {
+            int histogram[16][257] = {};
+            for (int lane = 0; lane < 32; lane++)
+                for (int s = 0; s < 8; s++)
+                    for (int i = 0; i < 8; i++) {
+                        bool inside;
+                        const uint16_t x = element(tile, c, lane, s, i, &inside);
+                        if (inside) histogram[fragment_row(lane, i)][key_of(f, x)]++;
+                    }
+            for (int row = 0; row < 16; row++) {
+                int most = -1, best = 0, now = 0;
+                const int* h = histogram[row];
+                for (int j = 0; j < n_codes - 1; j++) now += h[j * unit];
+                for (int base = 0; base + (n_codes - 1) * unit <= top; base += unit) {
+                    now += h[base + (n_codes - 1) * unit];
+                    if (now > most) most = now, best = base;
+                    now -= h[base];
+                }
+                windows[((size_t)tile * across + c) * 16 + row] = (uint8_t)best;
+                for (int key = 0; key < 256; key++)
+                    if (key < best || key >= best + n_codes * unit) rare[tile][key] += h[key];
+            }
+        }
+    });
+    std::vector<uint64_t> counts(256);
+    for (auto& r : rare)
+        for (int i = 0; i < 256; i++) counts[i] += r[i];
+    std::vector<int> order(256);
+    for (int i = 0; i < 256; i++) order[i] = i;
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return counts[a] > counts[b]; });
+    int index[256];
+    std::fill(index, index + 256, -1);
+    for (int i = 0; i < 32; i++) out.symbols[i] = (uint8_t)order[i], index[order[i]] = i;
+    std::vector<std::vector<uint32_t>> overflow(tiles);
+    std::atomic<uint64_t> total{0};
+    parallel(tiles, [&](int tile) {
+        uint64_t n_escapes = 0;
+        for (int c = 0; c < across; c++) {
+            uint8_t* chunk = &out.chunks[((size_t)tile * across + c) * out.bytes];
+            const uint8_t* window = &windows[((size_t)tile * across + c) * 16];
+            uint8_t* header = chunk + header_offset(f);
+            uint32_t n_in = 0, n_over = 0, start = (uint32_t)overflow[tile].size();
+            for (int lane = 0; lane < 32; lane++)
+                for (int at = 0; at < 64; at++) {
+                    const int s = at / 8, half = s / 4, i = (at & 1) | (at >> 2 & 1) << 1 | (at >> 1 & 1) << 2;
+                    bool inside, partner_inside;
+                    const uint16_t x = element(tile, c, lane, s, i, &inside), partner = element(tile, c, lane, s, i ^ 1, &partner_inside);
+                    const int row = fragment_row(lane, i), key = key_of(f, x);
+                    int code = (key - window[row]) / unit;
+                    if (!inside) code = 0;
+                    else if (key < window[row] || code >= n_codes) {
+                        const uint32_t position = lane << 6 | at;
+                        code = 0, n_escapes++;
+                        if (index[key] >= 0 && n_in < (uint32_t)places) {
+                            const uint16_t e = (uint16_t)(position | index[key] << 11);
+                            memcpy(header + kHeaderBytes + 2 * n_in++, &e, 2);
+                        } else {
+                            overflow[tile].push_back(position | (uint32_t)key << 16), n_over++;
+                        }
+                    }
+                    auto put3 = [&](int offset, uint32_t value) {
+                        // Word w of a half: 0 and 1 as pairs, 2 alone; the second half 0 alone, 1 and 2 as pairs.
+                        auto word = [&](int w) {
+                            const int at4 = half == 0 ? (w < 2 ? 2 * lane + w : 64 + lane) : (w == 0 ? 96 + lane : 128 + 2 * lane + w - 1);
+                            return chunk + offset + 4 * at4;
+                        };
+                        for (int bit = 0; bit < 3; bit++) {
+                            const int which = s % 4 < 3 ? s % 4 : bit, place = 4 * (at % 8) + (s % 4 < 3 ? bit : 3);
+                            word(which)[place / 8] |= (uint8_t)((value >> bit & 1) << place % 8);
+                        }
+                    };
+                    const int word = at % 32 / 4, byte = at % 4;  // of the half
+                    auto put4 = [&](int offset) { chunk[offset + (half * 32 + lane) * 16 + word / 2 * 4 + byte] |= (uint8_t)((code & 15) << (word % 2 * 4)); };
+                    uint8_t& raw = chunk[(s / 2 * 32 + lane) * 16 + s % 2 * 8 + at % 8];
+                    if (f == kFixedBf16x3 || f == kFixedBf16x4) {
+                        raw = (uint8_t)((x & 127) << 1 | partner >> 15);
+                        if (f == kFixedBf16x3) put3(2048, code);
+                        else put4(2048);
+                    } else if (f == kFixedF16x3) {
+                        raw = (uint8_t)x;
+                        put3(2048, code);
+                        put3(2048 + 768, (x >> 15) << 2 | (x >> 8 & 3));
+                    } else {
+                        put4(0);
+                        const int high = (int)int8_bits(f) - 4;
+                        if (high >= 2) chunk[1024 + (half * 32 + lane) * 8 + word / 4 * 4 + byte] |= (uint8_t)((code >> 4 & 3) << 2 * (word % 4));
+                        if (high & 1) chunk[1024 + (high == 3 ? 512 : 0) + (half * 32 + lane) * 4 + byte] |= (uint8_t)((code >> (high == 3 ? 6 : 4) & 1) << word);
+                    }
+                }
+            const uint16_t in16 = (uint16_t)n_in, over16 = (uint16_t)n_over;
+            memcpy(header, window, 16);
+            memcpy(header + 16, &in16, 2);
+            memcpy(header + 18, &over16, 2);
+            memcpy(header + 20, &start, 4);
+        }
+        total += n_escapes;
+    });
+    for (int tile = 0; tile < tiles; tile++) {
+        for (int c = 0; c < across; c++) {
+            uint8_t* at = &out.chunks[((size_t)tile * across + c) * out.bytes] + header_offset(f) + 20;
+            uint32_t start;
+            memcpy(&start, at, 4);
+            start += (uint32_t)out.overflow.size();
+            memcpy(at, &start, 4);
+        }
+        out.overflow.insert(out.overflow.end(), overflow[tile].begin(), overflow[tile].end());
+    }
+    out.bits = (out.chunks.size() + 4 * out.overflow.size()) * 8.0 / ((double)n * k);
+    out.escapes = (double)total / ((double)n * k);
+    if (out.overflow.empty()) out.overflow.push_back(0);
+    return out;
+}
+
+// ---------------------------------------------------------------------------
+// Device
+
+template <WeightFormat kFormat, int kTokens8, int kTogether, int kApart, int kStages, int kBlocks>
+__global__ void __launch_bounds__(32 * kTogether * kApart, kBlocks) product_kernel(const __grid_constant__ ProductParams p) {
+    product<kFormat, kTokens8, kTogether, kApart, kStages>(p);
+}
+
+struct Variant {
+    std::string name;
+    WeightFormat format;
+    int tokens8, together, apart, stages, blocks;
+    void (*kernel)(ProductParams);
+    uint32_t (*shared)(uint32_t, uint32_t);
+};
+
+static int n_sms = 132;
+static float* workspace;
+constexpr size_t kWorkspace = 512u << 20;
+
+static void launch(const Variant& v, const ProductParams& p, bool chained, cudaStream_t stream) {
+    const uint32_t bytes = v.shared(p.chunk_bytes, slices(p.rows, p.cols)), tiles = p.segments[p.n_segments - 1].end_tile;
+    CHECK(cudaFuncSetAttribute((const void*)v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(std::min<uint32_t>(v.blocks * n_sms, (tiles + v.together - 1) / v.together));
+    config.blockDim = dim3(32 * v.together * v.apart);
+    config.dynamicSmemBytes = bytes;
+    config.stream = stream;
+    cudaLaunchAttribute attribute;
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &attribute;
+    config.numAttrs = chained ? 1 : 0;
+    CHECK(cudaLaunchKernelEx(&config, v.kernel, p));
+}
+
+#define VARIANT(f, t8, tg, ap, st, bl)                                                                                            \
+    {                                                                                                                             \
+        #f " " #t8 " " #tg "x" #ap " s" #st " b" #bl, f, t8, tg, ap, st, bl, product_kernel<f, t8, tg, ap, st, bl>,               \
+            [](uint32_t b, uint32_t s) { return product_shared_bytes<f, t8, tg, ap, st>(b, s); }                                  \
+    }
+#define DEFAULTS(f) VARIANT(f, 1, 1, 8, 2, 2), VARIANT(f, 2, 4, 2, 2, 2), VARIANT(f, 4, 4, 2, 2, 2), VARIANT(f, 8, 8, 1, 2, 1)
+
+static const std::vector<Variant> variants = {
+#if FORMATS == 0
+    DEFAULTS(kDenseBf16), DEFAULTS(kFixedBf16x3),
+    VARIANT(kFixedBf16x3, 2, 2, 4, 2, 2), VARIANT(kFixedBf16x3, 2, 8, 1, 2, 2), VARIANT(kFixedBf16x3, 4, 8, 1, 2, 2),
+    VARIANT(kFixedBf16x3, 8, 8, 1, 2, 2), VARIANT(kFixedBf16x3, 8, 4, 2, 3, 1),
+#elif FORMATS == 1
+    DEFAULTS(kDenseInt8), DEFAULTS(kFixedInt8x5), DEFAULTS(kFixedInt8x6),
+#elif FORMATS == 2
+    DEFAULTS(kDenseF16), DEFAULTS(kFixedF16x3),
+#else
+    DEFAULTS(kDenseBf16), DEFAULTS(kFixedBf16x4), DEFAULTS(kDenseInt8), DEFAULTS(kFixedInt8x4), DEFAULTS(kFixedInt8x7),
+#endif
+};
+
+static WeightFormat twin_of(WeightFormat f) { return is_int8(f) ? kDenseInt8 : is_half(f) ? kDenseF16 : kDenseBf16; }
+static std::vector<const Variant*> find(WeightFormat f, int tokens) {
+    std::vector<const Variant*> out;
+    for (auto& v : variants)
+        if (v.format == f && 8 * v.tokens8 >= tokens && (v.tokens8 == 1 || 4 * v.tokens8 < tokens)) out.push_back(&v);
+    return out;
+}
+
+template <class T>
+static T* upload(const std::vector<T>& v, size_t spare = 0) {
+    T* p;
+    CHECK(cudaMalloc(&p, v.size() * sizeof(T) + spare));
+    CHECK(cudaMemcpy(p, v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice));
+    return p;
+}
+
+static uint16_t to_bf16(float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+static uint16_t to_half(float f) {
+    __half h = __float2half(f);
+    uint16_t u;
+    memcpy(&u, &h, 2);
+    return u;
+}
+static float widen(bool half, uint16_t x) {
+    if (!half) {
+        uint32_t u = (uint32_t)x << 16;
+        float f;
+        memcpy(&f, &u, 4);
+        return f;
+    }
+    __half h;
+    memcpy(&h, &x, 2);
+    return __half2float(h);
+}
+
+/// B fragments of row-major activations; unused tokens and the poison beyond are NaN, columns beyond k zero.
+static std::vector<uint32_t> fragments(const std::vector<uint16_t>& x, int m, int k) {
+    const int across = (k + 127) / 128, groups = (m + 7) / 8;
+    std::vector<uint32_t> b((size_t)groups * across * 512);
+    for (int g = 0; g < groups; g++)
+        for (int i = 0; i < across * 4; i++)
+            for (int lane = 0; lane < 32; lane++)
+                for (int r = 0; r < 4; r++) {
+                    const int token = g * 8 + lane / 4, col = i * 32 + r / 2 * 16 + lane % 4 * 2 + r % 2 * 8;
+                    auto at = [&](int c) -> uint32_t { return token >= m ? 0xFFFF : c < k ? x[(size_t)token * k + c] : 0; };
+                    b[(((size_t)g * across * 4 + i) * 32 + lane) * 4 + r] = at(col) | at(col + 1) << 16;
+                }
+    return b;
+}
+
+// ---------------------------------------------------------------------------
+// Check
+
+static std::vector<uint16_t> make_weights(WeightFormat f, int kind, int n, int k, std::mt19937& seed) {
+    std::vector<uint16_t> w((size_t)n * k);
+    const uint32_t s0 = seed();
+    parallel(n, [&](int row) {
+        std::mt19937 rng(s0 + row);
+        std::normal_distribution<float> normal;
+        const float sigma = 0.02f * expf(0.25f * normal(rng));
+        for (int c = 0; c < k; c++) {
+            uint16_t& x = w[(size_t)row * k + c];
+            const float v = sigma * normal(rng);
+            x = is_int8(f) ? (uint16_t)(uint8_t)(int8_t)std::max(-127.f, std::min(127.f, rintf(v * (kind == 4 ? 150 : 400)))) : is_half(f) ? to_half(v) : to_bf16(v);
+            const uint32_t r = rng();
+            if (kind == 1 && r % 100 < 40) x = is_int8(f) ? r >> 16 & 255 : is_half(f) ? (uint16_t)((r >> 16 & 0x7FFF) % 0x7C00) : (uint16_t)((r >> 16 & 0x7FFF) % 0x7F80);
+            if (kind == 2) x = is_int8(f) ? r >> 16 & 255 : (uint16_t)(r >> 16);  // everything: NaN, infinity, -0, denormals
+            if (kind == 3) x = is_int8(f) ? 5 : 0x3C2A;                            // one value
+        }
+    });
+    return w;
+}
+
+static int check() {
+    int failures = 0, checks = 0;
+    std::random_device device_seed;
+    const uint32_t seed = device_seed();
+    std::mt19937 rng(seed);
+    printf("seed %u\n", seed);
+    std::vector<WeightFormat> formats;
+    for (auto& v : variants)
+        if (!is_dense(v.format) && (formats.empty() || formats.back() != v.format)) formats.push_back(v.format);
+    const int shapes[][2] = {{16, 128}, {1, 1}, {15, 17}, {17, 129}, {129, 127}, {127, 4097}, {4097, 129}, {272, 2000}, {6144, 4096}, {1000, 6000}};
+    for (WeightFormat f : formats) {
+        std::vector<double> worst;
+        for (auto& shape : shapes) {
+            for (int kind = 0; kind < 4; kind++) {
+                const int n = shape[0], k = shape[1];
+                if ((size_t)n * k > 5000000 && kind > 1) continue;
+                const bool half = is_half(f);
+                auto w = make_weights(f, kind, n, k, rng);
+                // Two segments where there are two tiles: the same matrix, cut.
+                const int cut = n > 16 && kind % 2 == 0 ? (n / 2 + 15) / 16 * 16 : 0;
+                const int places = kind == 1 ? 40 : kind == 2 ? 0 : 32;
+                struct Part { Matrix m; std::vector<uint16_t> w; };
+                std::vector<int> borders = {0};
+                if (cut) borders.push_back(cut);
+                borders.push_back(n);
+                ProductParams base[2] = {};
+                std::vector<void*> held;
+                std::vector<float> scale(n);
+                std::mt19937 srng(rng());
+                for (auto& s : scale) s = 0.001f * (1 + srng() % 1000 / 500.f);
+                for (int twin = 0; twin < 2; twin++) {
+                    ProductParams& p = base[twin];
+                    for (size_t i = 0; i + 1 < borders.size(); i++) {
+                        std::vector<uint16_t> part(w.begin() + (size_t)borders[i] * k, w.begin() + (size_t)borders[i + 1] * k);
+                        Matrix m = encode(twin ? twin_of(f) : f, places, part, borders[i + 1] - borders[i], k);
+                        std::vector<float> s(scale.begin() + borders[i], scale.begin() + borders[i + 1]);
+                        p.chunk_bytes = m.bytes;
+                        p.segments[i].chunks = upload(m.chunks);
+                        p.segments[i].overflow = m.overflow.empty() ? nullptr : upload(m.overflow);
+                        p.segments[i].symbols = upload(std::vector<uint8_t>(m.symbols, m.symbols + 32));
+                        p.segments[i].scales = upload(s);
+                        p.segments[i].scale_step = kind != 1;
+                        p.segments[i].end_tile = (borders[i + 1] + 15) / 16;
+                        held.insert(held.end(), {(void*)p.segments[i].chunks, (void*)p.segments[i].overflow, (void*)p.segments[i].symbols, (void*)p.segments[i].scales});
+                    }
+                    p.n_segments = (uint32_t)borders.size() - 1;
+                    p.rows = n, p.cols = k, p.workspace = workspace;
+                }
+                std::normal_distribution<float> normal;
+                std::vector<uint16_t> x((size_t)64 * k), bias(n);
+                for (auto& v : x) v = half ? to_half(normal(rng)) : to_bf16(normal(rng));
+                for (auto& v : bias) v = half ? to_half(normal(rng)) : to_bf16(normal(rng));
+                uint16_t* dbias = upload(bias);
+                std::vector<uint16_t> reference((size_t)64 * n), got;
+                uint16_t* y;
+                CHECK(cudaMalloc(&y, (size_t)64 * n * 2 + 64));
+                auto run = [&](const Variant& v, ProductParams p, int first, int m) {
+                    std::vector<uint16_t> part(x.begin() + (size_t)first * k, x.begin() + (size_t)(first + m) * k);
+                    uint32_t* b = upload(fragments(part, m, k));
+                    p.x = b, p.y = y, p.tokens = m, p.bias = kind == 0 ? dbias : nullptr;
+                    std::vector<uint16_t> out((size_t)m * n + 32);
+                    CHECK(cudaMemset(y, 0xFF, out.size() * 2));
+                    CHECK(cudaMemset(workspace, 0xFF, 64 << 20));
+                    launch(v, p, false, 0);
+                    CHECK(cudaDeviceSynchronize());
+                    CHECK(cudaMemcpy(out.data(), y, out.size() * 2, cudaMemcpyDeviceToHost));
+                    cudaFree(b);
+                    for (int i = 0; i < 32; i++)
+                        if (out[(size_t)m * n + i] != 0xFFFF) failures++, printf("written beyond the end: %s\n", v.name.c_str());
+                    out.resize((size_t)m * n);
+                    return out;
+                };
+                // The reference: the twin with 64 tokens; everything else must be its rows.
+                reference = run(*find(twin_of(f), 64)[0], base[1], 0, 64);
+                auto expect = [&](const Variant& v, const ProductParams& p, int first, int m) {
+                    got = run(v, p, first, m);
+                    checks++;
+                    if (memcmp(got.data(), &reference[(size_t)first * n], got.size() * 2) != 0) {
+                        size_t i = 0;
+                        while (got[i] == reference[(size_t)first * n + i]) i++;
+                        failures++;
+                        if (failures < 20) printf("DIFFER %s %dx%d kind %d m %d: token %zu row %zu: %04x, twin %04x\n", v.name.c_str(), n, k, kind, m, i / n, i % n, got[i], reference[(size_t)first * n + i]);
+                    }
+                };
+                for (int m : {1, 3, 8, 9, 16, 31, 32, 33, 64})
+                    for (int twin = 0; twin < 2; twin++)
+                        for (auto v : find(twin ? twin_of(f) : f, m)) expect(*v, base[twin], m == 1 ? 37 % 64 : m == 3 ? 11 : 0, m);
+                if (kind == 0 && !half) {
+                    double error = 0, norm = 0;
+                    for (int i = 0; i < 200; i++) {
+                        const int row = rng() % n, token = rng() % 64;
+                        double sum = widen(half, bias[row]);
+                        for (int c = 0; c < k; c++) sum += (double)widen(half, w[(size_t)row * k + c]) * widen(half, x[(size_t)token * k + c]);
+                        const double d = widen(half, reference[(size_t)token * n + row]) - sum;
+                        error += d * d, norm += sum * sum;
+                    }
+                    if (!(sqrt(error / norm) < 4e-3)) failures++, printf("twin is wrong: %dx%d error %g\n", n, k, sqrt(error / norm));
+                }
+                if (kind == 0 && is_int8(f)) {
+                    double error = 0, norm = 0;
+                    for (int i = 0; i < 200; i++) {
+                        const int row = rng() % n, token = rng() % 64;
+                        double sum = widen(true, bias[row]);
+                        for (int c = 0; c < k; c++) sum += (double)widen(true, to_half((float)(int8_t)w[(size_t)row * k + c] * scale[row])) * widen(true, x[(size_t)token * k + c]);
+                        const double d = widen(true, reference[(size_t)token * n + row]) - sum;
+                        error += d * d, norm += sum * sum;
+                    }
+                    if (!(sqrt(error / norm) < 1e-3)) failures++, printf("INT8 twin is wrong: %dx%d error %g\n", n, k, sqrt(error / norm));
+                }
+                if (n == 272)
+                    for (int i = 0; i < 200; i++) expect(*find(f, i % 2 ? 8 : 64)[0], base[0], 0, i % 2 ? 8 : 64);
+                for (void* p : held) cudaFree(p);
+                cudaFree(y), cudaFree(dbias);
+            }
+        }
+        printf("format %d: %d checks, %d failures\n", f, checks, failures);
+    }
+    return failures;
+}
+
+// ---------------------------------------------------------------------------
+// Time
+
+static double time_graph(cudaStream_t stream, int n, const std::function<void(int)>& run, int times = 9) {
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    for (int i = 0; i < n; i++) run(i);
+    CHECK(cudaStreamEndCapture(stream, &graph));
+    CHECK(cudaGraphInstantiate(&exec, graph, 0));
+    cudaEvent_t start, stop;
+    cudaEventCreate(&start);
+    cudaEventCreate(&stop);
+    std::vector<float> ms;
+    for (int i = 0; i < times + 3; i++) {
+        cudaEventRecord(start, stream);
+        CHECK(cudaGraphLaunch(exec, stream));
+        cudaEventRecord(stop, stream);
+        CHECK(cudaEventSynchronize(stop));
+        float t;
+        cudaEventElapsedTime(&t, start, stop);
+        if (i >= 3) ms.push_back(t);
+    }
+    std::sort(ms.begin(), ms.end());
+    cudaGraphExecDestroy(exec);
+    cudaGraphDestroy(graph);
+    return ms[ms.size() / 2] * 1e3 / n;
+}
+
+/// One copy of `from` after the other until `to` is full.
+static uint8_t* replicate(const std::vector<uint8_t>& from, size_t bytes) {
+    uint8_t* to;
+    CHECK(cudaMalloc(&to, bytes));
+    for (size_t at = 0; at < bytes; at += from.size()) {
+        const size_t n = std::min(from.size(), bytes - at);
+        if (at == 0) CHECK(cudaMemcpy(to, from.data(), n, cudaMemcpyHostToDevice));
+        else CHECK(cudaMemcpy(to + at, to, n, cudaMemcpyDeviceToDevice));
+    }
+    return to;
+}
+
+static void time_all(const std::vector<int>& batches, const std::vector<int>& which) {
+    const int shapes[][2] = {{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}, {128256, 4096}, {10240, 8192}, {8192, 8192}, {57344, 8192}, {8192, 28672}};
+    cudaStream_t stream;
+    CHECK(cudaStreamCreate(&stream));
+    cublasHandle_t blas;
+    cublasLtHandle_t lt;
+    CHECK(cublasCreate(&blas));
+    CHECK(cublasLtCreate(&lt));
+    CHECK(cublasSetStream(blas, stream));
+    void* space;
+    constexpr size_t kSpace = 64 << 20;
+    CHECK(cudaMalloc(&space, kSpace));
+    CHECK(cublasSetWorkspace(blas, space, kSpace));
+    std::vector<WeightFormat> formats;
+    for (auto& v : variants)
+        if (formats.empty() || formats.back() != v.format) formats.push_back(v.format);
+    for (int index : which) {
+        const int n = shapes[index][0], k = shapes[index][1], n0 = std::min(n, 2048);
+        const bool half = is_half(formats[0]);
+        const size_t elems = (size_t)n * k;
+        const int copies = (int)std::max<size_t>(1, (420u << 20) / elems + (elems < (420u << 20)));
+        std::mt19937 rng(n + k);
+        std::vector<uint16_t*> row_major(copies);
+        {
+            auto w = make_weights(half ? kDenseF16 : kDenseBf16, 0, n0, k, rng);
+            std::vector<uint8_t> bytes((uint8_t*)w.data(), (uint8_t*)(w.data() + w.size()));
+            for (auto& p : row_major) p = (uint16_t*)replicate(bytes, 2 * elems);
+        }
+        std::normal_distribution<float> normal;
+        std::vector<uint16_t> x((size_t)64 * k);
+        for (auto& v : x) v = half ? to_half(normal(rng)) : to_bf16(normal(rng));
+        uint16_t* dx = upload(x);
+        uint32_t* b = upload(fragments(x, 64, k));
+        uint16_t* y;
+        CHECK(cudaMalloc(&y, (size_t)64 * n * 2));
+        const cudaDataType_t type = half ? CUDA_R_16F : CUDA_R_16BF;
+        const float one = 1, zero = 0;
+        std::vector<double> best(batches.size(), 1e9), gemm(batches.size());
+        for (size_t i = 0; i < batches.size(); i++) {
+            const int m = batches[i];
+            gemm[i] = time_graph(stream, 2 * copies, [&](int c) {
+                CHECK(cublasGemmEx(blas, CUBLAS_OP_T, CUBLAS_OP_N, n, m, k, &one, row_major[c % copies], type, k, dx, type, k, &zero, y, type, n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+            });
+            best[i] = gemm[i];
+            cublasLtMatmulDesc_t desc;
+            cublasLtMatrixLayout_t la, lb, lc;
+            cublasLtMatmulPreference_t preference;
+            const cublasOperation_t transposed = CUBLAS_OP_T;
+            CHECK(cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+            CHECK(cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed));
+            CHECK(cublasLtMatrixLayoutCreate(&la, type, k, n, k));
+            CHECK(cublasLtMatrixLayoutCreate(&lb, type, k, m, k));
+            CHECK(cublasLtMatrixLayoutCreate(&lc, type, n, m, n));
+            CHECK(cublasLtMatmulPreferenceCreate(&preference));
+            CHECK(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kSpace, sizeof kSpace));
+            cublasLtMatmulHeuristicResult_t found[8];
+            int n_found = 0;
+            cublasLtMatmulAlgoGetHeuristic(lt, desc, la, lb, lc, lc, preference, 8, found, &n_found);
+            for (int h = 0; h < n_found; h++) {
+                auto run = [&](int c) { return cublasLtMatmul(lt, desc, &one, row_major[c % copies], la, dx, lb, &zero, y, lc, y, lc, &found[h].algo, space, kSpace, stream); };
+                if (found[h].state != CUBLAS_STATUS_SUCCESS || run(0) != CUBLAS_STATUS_SUCCESS) continue;
+                CHECK(cudaStreamSynchronize(stream));
+                best[i] = std::min(best[i], time_graph(stream, 2 * copies, [&](int c) { CHECK(run(c)); }, 5));
+            }
+        }
+        for (auto p : row_major) cudaFree(p);
+        std::vector<std::vector<uint16_t>> reference(batches.size());
+        for (WeightFormat f : formats) {
+            // INT8: a spread that suits the window, 32 to 96 places for escapes.
+            std::mt19937 again(n * 3 + k);
+            auto w = make_weights(f, f == kFixedInt8x5 ? 4 : 0, n0, k, again);
+            Matrix m = encode(f, f == kFixedInt8x5 ? 48 : 32, w, n0, k);
+            const size_t bytes = (size_t)(n / 16) * (k / 128) * m.bytes;
+            const int copies = (int)std::max<size_t>(1, (400u << 20) / bytes + 1);
+            std::vector<uint8_t*> chunks(copies);
+            for (auto& p : chunks) p = replicate(m.chunks, bytes);
+            std::vector<float> scales(n, 0.0013f);
+            ProductParams p = {};
+            p.segments[0] = {chunks[0], m.overflow.empty() ? nullptr : upload(m.overflow), upload(std::vector<uint8_t>(m.symbols, m.symbols + 32)), upload(scales), (uint32_t)n / 16, 1};
+            p.x = b, p.y = y, p.workspace = workspace, p.rows = n, p.cols = k, p.n_segments = 1, p.chunk_bytes = m.bytes;
+            for (size_t i = 0; i < batches.size(); i++) {
+                p.tokens = batches[i];
+                for (auto v : find(f, batches[i])) {
+                    const double us = time_graph(stream, 2 * copies, [&](int c) {
+                        ProductParams q = p;
+                        q.segments[0].chunks = chunks[c % copies];
+                        launch(*v, q, true, stream);
+                    });
+                    std::vector<uint16_t> out((size_t)batches[i] * n);
+                    CHECK(cudaMemcpy(out.data(), y, out.size() * 2, cudaMemcpyDeviceToHost));
+                    if (reference[i].empty()) reference[i] = out;
+                    const bool comparable = !is_int8(f), same = memcmp(out.data(), reference[i].data(), out.size() * 2) == 0;
+                    printf("%6dx%5d M %2d %-28s %6.3f bits %4.1f%% esc %8.2f us %5.2f TB/s | gemmex %8.2f best %8.2f | %.3f%s\n", n, k, batches[i], v->name.c_str(), m.bits, 100 * m.escapes, us,
+                           bytes / us / 1e6, gemm[i], best[i], best[i] / us, comparable && !same ? " DIFFERS" : "");
+                    fflush(stdout);
+                }
+            }
+            for (auto p : chunks) cudaFree(p);
+            cudaFree((void*)p.segments[0].overflow), cudaFree((void*)p.segments[0].symbols), cudaFree((void*)p.segments[0].scales);
+        }
+        cudaFree(dx), cudaFree(b), cudaFree(y);
+    }
+}
+
+static std::vector<int> numbers(const char* text) {
+    std::vector<int> out;
+    for (const char* p = text; *p;) {
+        out.push_back(atoi(p));
+        while (*p && *p != ',') p++;
+        if (*p) p++;
+    }
+    return out;
+}
+
+int main(int argc, char** argv) {
+    cudaDeviceProp device;
+    CHECK(cudaGetDeviceProperties(&device, 0));
+    n_sms = device.multiProcessorCount;
+    CHECK(cudaMalloc(&workspace, kWorkspace));
+    printf("%s, %d SMs\n", device.name, n_sms);
+    if (argc > 1 && !strcmp(argv[1], "time")) {
+        time_all(numbers(argc > 2 ? argv[2] : "1,8,16,32,64"), numbers(argc > 3 ? argv[3] : "0,1,2,3,4,5,6,7,8"));
+        return 0;
+    }
+    return check() != 0;
+}
