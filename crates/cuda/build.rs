@@ -1,0 +1,106 @@
+//! Compiles the kernels: a fatbin for each `kernels/*.cu`, embedded by `src/module.rs`.
+//!
+//! Fatbins are kept in `<target>/cuda-kernels`, so that the profiles share them
+//! and only what has changed is compiled.
+
+// What a build script prints is for cargo.
+#![allow(clippy::print_stdout)]
+
+#[path = "build/nvcc.rs"]
+mod nvcc;
+
+use std::collections::hash_map::DefaultHasher;
+use std::fmt::Write as _;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+fn main() -> ExitCode {
+    for path in ["build.rs", "build/nvcc.rs", "kernels"] {
+        println!("cargo::rerun-if-changed={path}");
+    }
+    for variable in ["NVCC", nvcc::ARCH_VARIABLE] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    match build() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\n{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn build() -> Result<(), String> {
+    let variable = |name: &str| std::env::var(name).map_err(|error| format!("{name}: {error}"));
+    let manifest_dir = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
+    let out_dir = PathBuf::from(variable("OUT_DIR")?);
+    let repository = manifest_dir.join("../..");
+    let wanted = std::env::var(nvcc::ARCH_VARIABLE).ok();
+    let architectures = nvcc::architectures(wanted.as_deref())?;
+    // A toolkit installed later is found then.
+    println!(
+        "cargo::rerun-if-changed={}",
+        repository.join(nvcc::INSTALLED).join("bin/nvcc").display()
+    );
+    let compiler = nvcc::program(&repository, "nvcc")?;
+    // <target>/<profile>/build/<package>/out
+    let target = out_dir.ancestors().nth(4).expect("cargo's folders");
+    let kept = target.join("cuda-kernels").join(architectures.join("-"));
+    std::fs::create_dir_all(&kept).map_err(|error| format!("{}: {error}", kept.display()))?;
+    let sources = nvcc::sources(&manifest_dir.join("kernels"))?;
+
+    let n_jobs = variable("NUM_JOBS")?.parse().unwrap_or(1).max(1);
+    let n_workers = n_jobs.min(sources.len()).max(1);
+    let next = AtomicUsize::new(0);
+    let results = std::thread::scope(|scope| {
+        let worker = || {
+            let mut results = Vec::new();
+            while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+                results.push(fatbin(&compiler, source, &architectures, n_jobs / n_workers, &kept));
+            }
+            results
+        };
+        let workers: Vec<_> = (0..n_workers).map(|_| scope.spawn(worker)).collect();
+        let results =
+            workers.into_iter().flat_map(|worker| worker.join().expect("no worker panics"));
+        results.collect::<Result<Vec<PathBuf>, String>>()
+    })?;
+
+    let mut code = String::from("&[\n");
+    let mut fatbins = results;
+    fatbins.sort();
+    for path in fatbins {
+        let name = path.file_stem().unwrap_or_default();
+        let _ = writeln!(code, "    ({name:?}, include_bytes!({path:?})),");
+    }
+    code += "]\n";
+    let file = out_dir.join("images.rs");
+    std::fs::write(&file, code).map_err(|error| format!("{}: {error}", file.display()))?;
+    println!("cargo::rustc-env=TRANSOM_CUDA_ARCHITECTURES={}", architectures.join(","));
+    Ok(())
+}
+
+/// Compiles a source unless that has been done; returns its fatbin.
+fn fatbin(
+    compiler: &Path,
+    source: &Path,
+    architectures: &[&str],
+    n_threads: usize,
+    kept: &Path,
+) -> Result<PathBuf, String> {
+    let mut hasher = DefaultHasher::new();
+    nvcc::ingredients(compiler, source, architectures)?.hash(&mut hasher);
+    let stamp_text = format!("{:016x}", hasher.finish());
+    let name = source.file_stem().expect("a source has a name");
+    let fatbin = kept.join(name).with_extension("fatbin");
+    let stamp = kept.join(name).with_extension("stamp");
+    if fatbin.is_file() && std::fs::read_to_string(&stamp).is_ok_and(|text| text == stamp_text) {
+        return Ok(fatbin);
+    }
+    let _ = std::fs::remove_file(&stamp);
+    nvcc::compile(compiler, source, architectures, n_threads.max(1), &fatbin)?;
+    std::fs::write(&stamp, stamp_text).map_err(|error| format!("{}: {error}", stamp.display()))?;
+    Ok(fatbin)
+}

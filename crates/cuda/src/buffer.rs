@@ -1,0 +1,108 @@
+//! Memory of a GPU.
+
+use std::marker::PhantomData;
+
+use cudarc::driver::{result, sys};
+
+use crate::device::Device;
+use crate::error::{Context as _, Result};
+
+/// Plain values that mean the same on host and GPU: every bit pattern is one.
+/// BF16 and FP16 travel as `u16`.
+///
+/// # Safety
+///
+/// The type has no padding, no pointers to the host, and every bit pattern is valid.
+pub unsafe trait Element: Copy + Send + Sync + 'static {
+    /// All bits zero.
+    const ZERO: Self;
+}
+
+macro_rules! elements {
+    ($($t:ty)*) => {$(
+        // SAFETY: a number.
+        unsafe impl Element for $t {
+            const ZERO: Self = 0 as $t;
+        }
+    )*};
+}
+elements!(u8 i8 u16 i16 u32 i32 u64 i64 f32 f64);
+
+/// Values in the memory of a GPU. Allocating and dropping wait for the GPU:
+/// neither belongs into a loop.
+#[derive(Debug)]
+pub struct DeviceBuffer<T: Element> {
+    device: Device,
+    address: sys::CUdeviceptr,
+    len: usize,
+    element: PhantomData<T>,
+}
+
+impl<T: Element> DeviceBuffer<T> {
+    /// `len` elements, zero; 256-byte aligned.
+    ///
+    /// # Errors
+    ///
+    /// Out of memory.
+    pub fn new(device: &Device, len: usize) -> Result<Self> {
+        Self::filled(device, len, 0)
+    }
+
+    /// `len` elements, each byte of them `byte`.
+    ///
+    /// # Errors
+    ///
+    /// Out of memory.
+    pub fn filled(device: &Device, len: usize, byte: u8) -> Result<Self> {
+        device.bind()?;
+        // An empty buffer has an address too.
+        let n_bytes = (len * size_of::<T>()).max(1);
+        // SAFETY: the range is freed once, by `drop`.
+        let address = unsafe { result::malloc_sync(n_bytes) }.context("cuMemAlloc")?;
+        let buffer = Self { device: device.clone(), address, len, element: PhantomData };
+        // SAFETY: the range was allocated above.
+        unsafe { result::memset_d8_sync(address, byte, n_bytes) }.context("cuMemsetD8")?;
+        // The fill is in the default stream, which the other streams do not wait for.
+        device.synchronize()?;
+        Ok(buffer)
+    }
+
+    /// Elements.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes.
+    #[must_use]
+    pub const fn n_bytes(&self) -> usize {
+        self.len * size_of::<T>()
+    }
+
+    /// Where it starts, for the parameters of kernels.
+    #[must_use]
+    pub const fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// The GPU.
+    #[must_use]
+    pub const fn device(&self) -> &Device {
+        &self.device
+    }
+}
+
+impl<T: Element> Drop for DeviceBuffer<T> {
+    fn drop(&mut self) {
+        // Kernels may still use it.
+        let _ = self.device.synchronize();
+        // SAFETY: it was allocated by `filled` and is freed once.
+        let _ = unsafe { result::free_sync(self.address) };
+    }
+}
