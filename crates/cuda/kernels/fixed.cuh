@@ -47,23 +47,41 @@ __device__ __forceinline__ uint32_t escape_address(uint32_t escape) {
 /// Row of the chunk that an escape is in.
 __device__ __forceinline__ uint32_t escape_row(uint32_t escape) { return (escape >> 8 & 7) + (escape >> 2 & 1) * 8; }
 
-/// Writes (or clears) the difference between each escaped element's byte and
-/// the one that code 0 decodes to.
-template <bool kClear>
-__device__ __forceinline__ void patch_escapes(const uint8_t* header, const uint8_t* symbols, const uint32_t* overflow, uint8_t* plane, int lane) {
-    const uint2 counts = *(const uint2*)(header + 16);
-    const uint32_t n_inline = counts.x & 0xFFFF, n_over = counts.x >> 16;
-#pragma unroll 1
-    for (uint32_t i = lane; i < n_inline; i += 32) {
-        const uint32_t escape = ((const uint16_t*)(header + kHeaderBytes))[i];
-        plane[escape_address(escape)] = kClear ? 0 : (uint8_t)(header[escape_row(escape)] ^ symbols[escape >> 11]);
+/// Puts the difference between each escaped element's byte and the one that
+/// code 0 decodes to into the plane, and takes it out again. The first 32
+/// escapes, nearly always all, need no loop.
+struct Patches {
+    uint32_t counts, start, address;
+
+    __device__ __forceinline__ void put(const uint8_t* header, const uint8_t* symbols, const uint32_t* overflow, uint8_t* plane, int lane) {
+        const uint2 v = *(const uint2*)(header + 16);
+        const uint32_t escape = ((const uint16_t*)(header + kHeaderBytes))[lane];
+        counts = v.x, start = v.y, address = escape_address(escape);
+        const uint8_t patch = header[escape_row(escape)] ^ symbols[escape >> 11];
+        if (lane < (counts & 0xFFFF)) plane[address] = patch;
+        if (is_long()) rest<false>(header, symbols, overflow, plane, lane);
     }
-#pragma unroll 1
-    for (uint32_t i = lane; i < n_over; i += 32) {
-        const uint32_t escape = __ldg(overflow + counts.y + i);
-        plane[escape_address(escape)] = kClear ? 0 : (uint8_t)(header[escape_row(escape)] ^ escape >> 16);
+    __device__ __forceinline__ void clear(const uint8_t* header, const uint8_t* symbols, const uint32_t* overflow, uint8_t* plane, int lane) const {
+        if (lane < (counts & 0xFFFF)) plane[address] = 0;
+        if (is_long()) rest<true>(header, symbols, overflow, plane, lane);
     }
-}
+    __device__ __forceinline__ bool is_long() const { return (counts & 0xFFFF) > 32 || counts >> 16 != 0; }
+
+    template <bool kClear>
+    __device__ __forceinline__ void rest(const uint8_t* header, const uint8_t* symbols, const uint32_t* overflow, uint8_t* plane, int lane) const {
+        const uint32_t n_inline = counts & 0xFFFF, n_over = counts >> 16;
+#pragma unroll 1
+        for (uint32_t i = lane + 32; i < n_inline; i += 32) {
+            const uint32_t escape = ((const uint16_t*)(header + kHeaderBytes))[i];
+            plane[escape_address(escape)] = kClear ? 0 : (uint8_t)(header[escape_row(escape)] ^ symbols[escape >> 11]);
+        }
+#pragma unroll 1
+        for (uint32_t i = lane; i < n_over; i += 32) {
+            const uint32_t escape = __ldg(overflow + start + i);
+            plane[escape_address(escape)] = kClear ? 0 : (uint8_t)(header[escape_row(escape)] ^ escape >> 16);
+        }
+    }
+};
 
 /// Three bits an element of four k16 steps: `words` are steps 0 to 2, and the
 /// top bits of their nibbles step 3. Returns selectors of the upper row in the

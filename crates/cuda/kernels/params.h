@@ -34,8 +34,10 @@ struct Segment {
 /// y[tokens, rows] = x[tokens, cols] * W[rows, cols]^T + bias.
 struct ProductParams {
     Segment segments[3];
-    // B fragments of mma.m16n8k16: [ceil(tokens / 8)][4 * ceil(cols / 128)][lane 32] of 16 bytes, two k16
-    // steps each. Lane l holds token l / 4 and columns 2 (l mod 4) + {0, 1, 8, 9, 16, 17, 24, 25} of the 32.
+    // Activations, [ceil(tokens / 8)][4 * ceil(cols / 128)] units of 8 tokens x 32 columns, 512 bytes each.
+    // Up to 8 tokens: B fragments of mma.m16n8k16 of two k16 steps, [lane 32] of 16 bytes; lane l holds token
+    // l / 4 and columns 2 (l mod 4) + {0, 1, 8, 9, 16, 17, 24, 25}.
+    // More tokens: core matrices, [8 columns 4][token 8] of 16 bytes.
     // Columns from `cols` on are zero; tokens from `tokens` on may hold anything.
     const void* x;
     uint16_t* y;           // [tokens][rows], BF16 or F16

@@ -62,46 +62,111 @@ __device__ __forceinline__ void mma(float* c, const uint32_t* a, uint32_t b0, ui
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define TRANSOM_WGMMA 1
+#else
+#define TRANSOM_WGMMA 0
+#endif
+
+#if TRANSOM_WGMMA
+/// Activations in shared memory: core matrices of 8 tokens x 16 bytes, 128 bytes apart along K, 2048 along tokens.
+__device__ __forceinline__ uint64_t activation_descriptor(uint32_t address) {
+    return (uint64_t)(address >> 4 & 0x3FFF) | (uint64_t)(128 >> 4) << 16 | (uint64_t)(2048 >> 4) << 32;
+}
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+
+#define TRANSOM_WGMMA_16(type)                                                                                                             \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32." type "." type " {%0,%1,%2,%3,%4,%5,%6,%7},{%8,%9,%10,%11},%12,1,1,1,0;"   \
+                 : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]), "+f"(c[1][2]), "+f"(c[1][3])  \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+#define TRANSOM_ACC(g) "+f"(c[g][0]), "+f"(c[g][1]), "+f"(c[g][2]), "+f"(c[g][3])
+#define TRANSOM_WGMMA_32(type)                                                                                                             \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type                                                              \
+                 " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15},{%16,%17,%18,%19},%20,1,1,1,0;"                                \
+                 : TRANSOM_ACC(0), TRANSOM_ACC(1), TRANSOM_ACC(2), TRANSOM_ACC(3)                                                          \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+#define TRANSOM_WGMMA_64(type)                                                                                                             \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type                                                              \
+                 " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}," \
+                 "{%32,%33,%34,%35},%36,1,1,1,0;"                                                                                         \
+                 : TRANSOM_ACC(0), TRANSOM_ACC(1), TRANSOM_ACC(2), TRANSOM_ACC(3), TRANSOM_ACC(4), TRANSOM_ACC(5), TRANSOM_ACC(6),         \
+                   TRANSOM_ACC(7)                                                                                                          \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+
+/// One k16 step of four warps' 16 rows each, all tokens.
+template <bool kHalf, int kTokens8>
+__device__ __forceinline__ void wgmma(float (*c)[4], const uint32_t* a, uint64_t b) {
+    static_assert(kTokens8 == 2 || kTokens8 == 4 || kTokens8 == 8, "");
+    if constexpr (kTokens8 == 2) {
+        if constexpr (kHalf) TRANSOM_WGMMA_16("f16");
+        else TRANSOM_WGMMA_16("bf16");
+    } else if constexpr (kTokens8 == 4) {
+        if constexpr (kHalf) TRANSOM_WGMMA_32("f16");
+        else TRANSOM_WGMMA_32("bf16");
+    } else {
+        if constexpr (kHalf) TRANSOM_WGMMA_64("f16");
+        else TRANSOM_WGMMA_64("bf16");
+    }
+}
+#endif
+
+/// All blocks of a cluster wait for each other; what they wrote before is seen after.
+template <int kCluster>
+__device__ __forceinline__ void cluster_sync() {
+    if constexpr (kCluster == 1) {
+        __syncthreads();
+    } else {
+        asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    }
+}
+
 /// Shared memory of a block.
-template <WeightFormat kFormat, int kTokens8, int kTogether, int kApart, int kStages>
+template <WeightFormat kFormat, int kTokens8, int kTogether, int kApart, int kStages, int kXStages>
 constexpr uint32_t product_shared_bytes(uint32_t chunk_bytes, uint32_t n_slices) {
     constexpr uint32_t warps = kTogether * kApart;
     const uint32_t sums = kTokens8 == 1 ? 2 * kTogether * sum_slots(n_slices, kApart) * 512 : 0;
-    const uint32_t x = kTokens8 == 1 ? 0 : kApart * 2 * kTokens8 * 2048;
+    const uint32_t x = kTokens8 == 1 ? 0 : kApart * kXStages * kTokens8 * 2048;
     return warps * ((kStages * chunk_bytes + 127) / 128 * 128) + (is_dense(kFormat) ? 0 : warps * kChunkElems) + x + sums + 128 +
-           warps * kStages * 8 + kApart * 4 * 8;
+           warps * kStages * 8 + kApart * kXStages * 16;
 }
 
-template <WeightFormat kFormat, int kTokens8, int kTogether, int kApart, int kStages>
+/// kCluster blocks share their strips and cut K further.
+template <WeightFormat kFormat, int kTokens8, int kTogether, int kApart, int kStages, int kXStages, int kCluster>
 __device__ __forceinline__ void product(const ProductParams& p) {
     constexpr bool kDense = is_dense(kFormat), kStagedX = kTokens8 > 1;
     constexpr int kWarps = kTogether * kApart, kXBytes = kTokens8 * 2048, kTileFloats = kTokens8 * 128;
     extern __shared__ __align__(128) uint8_t shared[];
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, strip = warp % kTogether, group = warp / kTogether;
+    static_assert(kStagedX || kCluster == 1, "sums of a cluster meet in the workspace");
+    constexpr int kGroups = kApart * kCluster;
+    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32, strip = warp % kTogether, here_group = warp / kTogether;
+    const uint32_t rank = kCluster == 1 ? 0 : blockIdx.x % kCluster, first_block = blockIdx.x / kCluster, n_blocks = gridDim.x / kCluster;
+    const int group = rank * kApart + here_group;
     const uint32_t bytes = kDense ? chunk_bytes(kFormat, 0) : p.chunk_bytes;
     const uint32_t ring_bytes = (kStages * bytes + 127) / 128 * 128;
     const uint32_t n_slices = slices(p.rows, p.cols), across = (p.cols + kChunkCols - 1) / kChunkCols;
-    const uint32_t slots = sum_slots(n_slices, kApart), own = n_slices / kApart;
+    const uint32_t slots = sum_slots(n_slices, kGroups), own = n_slices / kGroups;
 
     uint8_t* at = shared;
     uint8_t* ring = at + warp * ring_bytes;
     at += kWarps * ring_bytes;
     uint8_t* plane = at + warp * kChunkElems;
     at += kDense ? 0 : kWarps * kChunkElems;
-    const uint8_t* x_ring = at + group * 2 * kXBytes;
-    at += kStagedX ? kApart * 2 * kXBytes : 0;
+    const uint8_t* x_ring = at + here_group * kXStages * kXBytes;
+    at += kStagedX ? kApart * kXStages * kXBytes : 0;
     uint8_t* symbols = at;
     at += 128;
     const uint32_t bar = shared_address(at) + warp * kStages * 8;
-    const uint32_t x_bar = shared_address(at) + kWarps * kStages * 8 + group * 32;  // full, full, empty, empty
-    at += kWarps * kStages * 8 + kApart * 32;
+    const uint32_t x_bar = shared_address(at) + kWarps * kStages * 8 + here_group * kXStages * 16;  // full, then empty
+    at += kWarps * kStages * 8 + kApart * kXStages * 16;
     // [2][strip][slot][token group][128]
-    float* sums = kStagedX ? p.workspace + (size_t)blockIdx.x * 2 * kTogether * slots * kTileFloats : (float*)at;
+    float* sums = kStagedX ? p.workspace + (size_t)first_block * 2 * kTogether * slots * kTileFloats : (float*)at;
 
     if (lane == 0) {
         for (int i = 0; i < kStages; i++) barrier_init(bar + 8 * i, 1);
         if (kStagedX && strip == 0) {
-            for (int i = 0; i < 2; i++) barrier_init(x_bar + 8 * i, 1), barrier_init(x_bar + 16 + 8 * i, kTogether);
+            for (int i = 0; i < kXStages; i++) barrier_init(x_bar + 8 * i, 1), barrier_init(x_bar + 8 * (kXStages + i), kTogether);
         }
         asm volatile("fence.mbarrier_init.release.cluster;");
     }
@@ -109,13 +174,13 @@ __device__ __forceinline__ void product(const ProductParams& p) {
     __syncwarp();
 
     const uint32_t n_tiles = p.segments[p.n_segments - 1].end_tile, n_groups = (n_tiles + kTogether - 1) / kTogether;
-    const uint32_t rounds = (n_groups - blockIdx.x + gridDim.x - 1) / gridDim.x;
-    const uint32_t slice_first = n_slices * group / kApart, slice_last = n_slices * (group + 1) / kApart;
+    const uint32_t rounds = (n_groups - first_block + n_blocks - 1) / n_blocks;
+    const uint32_t slice_first = n_slices * group / kGroups, slice_last = n_slices * (group + 1) / kGroups;
     const uint32_t first = min(across, slice_begin(p.rows, p.cols, slice_first) / kChunkCols);
     const uint32_t end = min(across, slice_begin(p.rows, p.cols, slice_last) / kChunkCols);
 
     // What is copied next.
-    uint32_t next_tile = blockIdx.x * kTogether + strip, next_column = first;
+    uint32_t next_tile = first_block * kTogether + strip, next_column = first;
     const uint8_t* source = nullptr;
     auto seek = [&] {
         if (next_tile >= n_tiles || first == end) {
@@ -139,7 +204,7 @@ __device__ __forceinline__ void product(const ProductParams& p) {
         }
         source += bytes;
         if (++next_column == end) {
-            next_column = first, next_tile += gridDim.x * kTogether;
+            next_column = first, next_tile += n_blocks * kTogether;
             seek();
         }
     };
@@ -167,12 +232,13 @@ __device__ __forceinline__ void product(const ProductParams& p) {
     };
     const bool feeds_x = kStagedX && strip == 0 && lane == 0;
     if (feeds_x)
-        for (int i = 0; i < 2 && x_issued < x_total; i++) issue_x(i);
+        for (int i = 0; i < kXStages && x_issued < x_total; i++) issue_x(i);
 
     int stage = 0;
-    uint32_t parity = 0, x_turn = 0;
+    uint32_t parity = 0, x_stage = 0, x_parity = 0;
+    bool x_wrapped = false;
     for (uint32_t round = 0; round < rounds; round++) {
-        const uint32_t tile = (blockIdx.x + round * gridDim.x) * kTogether + strip;
+        const uint32_t tile = (first_block + round * n_blocks) * kTogether + strip;
         const bool here = tile < n_tiles;
         uint32_t segment = 0, local = tile;
 #pragma unroll
@@ -188,27 +254,59 @@ __device__ __forceinline__ void product(const ProductParams& p) {
         }
         float* out = sums + (((round & 1) * kTogether + strip) * slots + (group == 0 ? 0 : slice_first - own + (own > 0 ? 1 : 0))) * kTileFloats;
         float acc[kTokens8][4] = {}, total[kTokens8][4];
+        const uint4* x_lane = (const uint4*)p.x + (size_t)first * 128 + lane;
+        const bool has_token = lane / 4 < (int)p.tokens;
         uint32_t slice = slice_first;
         uint32_t border = min(across, slice_begin(p.rows, p.cols, slice + 1) / kChunkCols);
         for (uint32_t c = first; c < end; c++) {
             uint4 xr[4];
             if (!kStagedX) {
 #pragma unroll
-                for (int j = 0; j < 4; j++)
-                    xr[j] = lane / 4 < p.tokens ? __ldg((const uint4*)p.x + (size_t)(c * 4 + j) * 32 + lane) : make_uint4(0, 0, 0, 0);
+                for (int j = 0; j < 4; j++) xr[j] = has_token ? __ldg(x_lane + j * 32) : make_uint4(0, 0, 0, 0);
+                x_lane += 128;
             }
             const uint8_t* chunk = ring + stage * bytes;
             const uint8_t* header = chunk + header_offset(kFormat);
+            Patches patches = {};
             if (here) {
                 barrier_wait(bar + 8 * stage, parity);
                 if (!kDense) {
-                    patch_escapes<false>(header, symbols + segment * 32, overflow, plane, lane);
+                    patches.put(header, symbols + segment * 32, overflow, plane, lane);
                     __syncwarp();
                 }
             }
-            if (kStagedX) barrier_wait(x_bar + 8 * (x_turn & 1), x_turn >> 1 & 1);
+            if (kStagedX) barrier_wait(x_bar + 8 * x_stage, x_parity);
+#if TRANSOM_WGMMA
+            if constexpr (kStagedX) {
+                // All four warps of a warpgroup take part, also those beyond the last tile.
+                const uint32_t from = shared_address(x_ring) + x_stage * kXBytes;
+                auto half = [&](auto which) {
+                    constexpr int h = decltype(which)::value;
+                    uint32_t a[16] = {};
+                    if (here) decode_half<kFormat, h>(chunk, plane, lane, scale0, scale1, a);
+                    wgmma_fence();
+#pragma unroll
+                    for (int s = 0; s < 4; s++) wgmma<is_half(kFormat), kTokens8>(acc, a + 4 * s, activation_descriptor(from + (4 * h + s) * 256));
+                    wgmma_commit();
+                };
+                half(Constant<0>());
+                half(Constant<1>());
+                if (here && !kDense) {
+                    __syncwarp();
+                    patches.clear(header, symbols, overflow, plane, lane);
+                }
+                __syncwarp();
+                // The chunk has been read: its bytes are in registers that the products have taken.
+                if (kDense) wgmma_wait();
+                if (here) {
+                    issue(stage);
+                    if (++stage == kStages) stage = 0, parity ^= 1;
+                }
+                if (!kDense) wgmma_wait();
+            } else
+#endif
             if (here) {
-                const uint4* xs = (const uint4*)(x_ring + (x_turn & 1) * kXBytes) + lane;
+                const uint8_t* xs = x_ring + x_stage * kXBytes + lane * 4;
                 auto half = [&](auto which) {
                     constexpr int h = decltype(which)::value;
                     uint32_t a[16];
@@ -217,7 +315,11 @@ __device__ __forceinline__ void product(const ProductParams& p) {
                     for (int j = 0; j < 2; j++)
 #pragma unroll
                         for (int g = 0; g < kTokens8; g++) {
-                            const uint4 v = kStagedX ? xs[g * 128 + (2 * h + j) * 32] : xr[2 * h + j];
+                            uint4 v = xr[2 * h + j];
+                            if (kStagedX) {
+                                const uint32_t* w = (const uint32_t*)(xs + g * 2048 + (2 * h + j) * 512);
+                                v = make_uint4(w[0], w[32], w[64], w[96]);
+                            }
                             mma<is_half(kFormat)>(acc[g], a + 8 * j, v.x, v.y);
                             mma<is_half(kFormat)>(acc[g], a + 8 * j + 4, v.z, v.w);
                         }
@@ -226,7 +328,7 @@ __device__ __forceinline__ void product(const ProductParams& p) {
                 half(Constant<1>());
                 if (!kDense) {
                     __syncwarp();
-                    patch_escapes<true>(header, symbols, overflow, plane, lane);
+                    patches.clear(header, symbols, overflow, plane, lane);
                 }
                 // Filled again only when every lane's loads have arrived: the products above have read them.
                 __syncwarp();
@@ -235,14 +337,15 @@ __device__ __forceinline__ void product(const ProductParams& p) {
             }
             if (kStagedX) {
                 __syncwarp();
-                const uint32_t at = x_turn & 1;
-                if (lane == 0) barrier_arrive(x_bar + 16 + 8 * at);
-                if (feeds_x && x_issued < x_total) {
-                    barrier_wait(x_bar + 16 + 8 * at, x_turn >> 1 & 1);
-                    issue_x(at);
+                if (lane == 0) barrier_arrive(x_bar + 8 * (kXStages + x_stage));
+                // Filled again a step later, when the other warps have most likely arrived too.
+                if (feeds_x && (x_stage > 0 || x_wrapped) && x_issued < x_total) {
+                    const uint32_t last = x_stage == 0 ? kXStages - 1 : x_stage - 1;
+                    barrier_wait(x_bar + 8 * (kXStages + last), x_stage == 0 ? x_parity ^ 1 : x_parity);
+                    issue_x(last);
                 }
                 __syncwarp();
-                x_turn++;
+                if (++x_stage == kXStages) x_stage = 0, x_parity ^= 1, x_wrapped = true;
             }
             if (c + 1 == border) {
                 if (group == 0) {
@@ -269,12 +372,12 @@ __device__ __forceinline__ void product(const ProductParams& p) {
                 border = min(across, slice_begin(p.rows, p.cols, slice + 1) / kChunkCols);
             }
         }
-        __syncthreads();
+        cluster_sync<kCluster>();
         const float* from = sums + (round & 1) * kTogether * slots * kTileFloats;
-        for (uint32_t i = threadIdx.x; i < kTogether * kTileFloats; i += 32 * kWarps) {
+        for (uint32_t i = rank * 32 * kWarps + threadIdx.x; i < kTogether * kTileFloats; i += 32 * kWarps * kCluster) {
             // Consecutive threads: rows of a tile, then tokens.
             const uint32_t row = i % 16, token = i / 16 % (kTokens8 * 8), s = i / kTileFloats;
-            const uint32_t n = ((blockIdx.x + round * gridDim.x) * kTogether + s) * 16 + row;
+            const uint32_t n = ((first_block + round * n_blocks) * kTogether + s) * 16 + row;
             if (n >= p.rows || token >= p.tokens) continue;
             const float* v = from + s * slots * kTileFloats + token / 8 * 128 + (row % 8 * 4 + token % 8 / 2) * 4 + row / 8 * 2 + token % 2;
             float sum = v[0];

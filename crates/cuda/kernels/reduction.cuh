@@ -36,9 +36,10 @@ TRANSOM_BOTH constexpr uint32_t slices(uint32_t /*rows*/, uint32_t cols) {
 
 /// First column of slice `i`; for `i == slices(rows, cols)` the end, a multiple
 /// of 256 at or above `cols`. Every slice has at least one column.
-TRANSOM_BOTH constexpr uint32_t slice_begin(uint32_t rows, uint32_t cols, uint32_t i) {
+TRANSOM_BOTH constexpr uint32_t slice_begin(uint32_t /*rows*/, uint32_t cols, uint32_t i) {
     const uint32_t units = (cols + kSliceUnit - 1) / kSliceUnit;
-    return (uint32_t)((uint64_t)i * units / slices(rows, cols)) * kSliceUnit;
+    // floor(i * units / slices), without a division.
+    return (units <= kMaxSlices ? i : i * units / kMaxSlices) * kSliceUnit;
 }
 
 }  // namespace transom

@@ -215,15 +215,15 @@ static Matrix encode(WeightFormat f, int places, const std::vector<uint16_t>& w,
 // ---------------------------------------------------------------------------
 // Device
 
-template <WeightFormat kFormat, int kTokens8, int kTogether, int kApart, int kStages, int kBlocks>
+template <WeightFormat kFormat, int kTokens8, int kTogether, int kApart, int kStages, int kBlocks, int kXStages, int kCluster>
 __global__ void __launch_bounds__(32 * kTogether * kApart, kBlocks) product_kernel(const __grid_constant__ ProductParams p) {
-    product<kFormat, kTokens8, kTogether, kApart, kStages>(p);
+    product<kFormat, kTokens8, kTogether, kApart, kStages, kXStages, kCluster>(p);
 }
 
 struct Variant {
     std::string name;
     WeightFormat format;
-    int tokens8, together, apart, stages, blocks;
+    int tokens8, together, apart, stages, blocks, cluster;
     void (*kernel)(ProductParams);
     uint32_t (*shared)(uint32_t, uint32_t);
 };
@@ -236,30 +236,42 @@ static void launch(const Variant& v, const ProductParams& p, bool chained, cudaS
     const uint32_t bytes = v.shared(p.chunk_bytes, slices(p.rows, p.cols)), tiles = p.segments[p.n_segments - 1].end_tile;
     CHECK(cudaFuncSetAttribute((const void*)v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(std::min<uint32_t>(v.blocks * n_sms, (tiles + v.together - 1) / v.together));
+    config.gridDim = dim3(v.cluster * std::min<uint32_t>(v.blocks * n_sms / v.cluster, (tiles + v.together - 1) / v.together));
     config.blockDim = dim3(32 * v.together * v.apart);
     config.dynamicSmemBytes = bytes;
     config.stream = stream;
-    cudaLaunchAttribute attribute;
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = &attribute;
-    config.numAttrs = chained ? 1 : 0;
+    cudaLaunchAttribute attributes[2];
+    int n_attributes = 0;
+    if (chained) {
+        attributes[n_attributes].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[n_attributes++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (v.cluster > 1) {
+        attributes[n_attributes].id = cudaLaunchAttributeClusterDimension;
+        attributes[n_attributes].val.clusterDim.x = v.cluster;
+        attributes[n_attributes].val.clusterDim.y = attributes[n_attributes].val.clusterDim.z = 1;
+        n_attributes++;
+    }
+    config.attrs = attributes;
+    config.numAttrs = n_attributes;
     CHECK(cudaLaunchKernelEx(&config, v.kernel, p));
 }
 
-#define VARIANT(f, t8, tg, ap, st, bl)                                                                                            \
-    {                                                                                                                             \
-        #f " " #t8 " " #tg "x" #ap " s" #st " b" #bl, f, t8, tg, ap, st, bl, product_kernel<f, t8, tg, ap, st, bl>,               \
-            [](uint32_t b, uint32_t s) { return product_shared_bytes<f, t8, tg, ap, st>(b, s); }                                  \
+#define VARIANT(f, t8, tg, ap, st, bl, xs, cl)                                                                                       \
+    {                                                                                                                               \
+        #f " " #t8 " " #tg "x" #ap "x" #cl " s" #st " x" #xs " b" #bl, f, t8, tg, ap, st, bl, cl, product_kernel<f, t8, tg, ap, st, bl, xs, cl>, \
+            [](uint32_t b, uint32_t s) { return product_shared_bytes<f, t8, tg, ap, st, xs>(b, s); }                                 \
     }
-#define DEFAULTS(f) VARIANT(f, 1, 1, 8, 2, 2), VARIANT(f, 2, 4, 2, 2, 2), VARIANT(f, 4, 4, 2, 2, 2), VARIANT(f, 8, 8, 1, 2, 1)
+#define DEFAULTS(f) \
+    VARIANT(f, 1, 1, 8, 2, 2, 1, 1), VARIANT(f, 2, 4, 4, 2, 1, 3, 1), VARIANT(f, 4, 4, 4, 2, 1, 3, 1), VARIANT(f, 8, 8, 1, 2, 2, 3, 1)
 
 static const std::vector<Variant> variants = {
 #if FORMATS == 0
     DEFAULTS(kDenseBf16), DEFAULTS(kFixedBf16x3),
-    VARIANT(kFixedBf16x3, 2, 2, 4, 2, 2), VARIANT(kFixedBf16x3, 2, 8, 1, 2, 2), VARIANT(kFixedBf16x3, 4, 8, 1, 2, 2),
-    VARIANT(kFixedBf16x3, 8, 8, 1, 2, 2), VARIANT(kFixedBf16x3, 8, 4, 2, 3, 1),
+    VARIANT(kFixedBf16x3, 1, 1, 8, 3, 2, 1, 1), VARIANT(kFixedBf16x3, 1, 2, 4, 2, 2, 1, 1),
+    VARIANT(kFixedBf16x3, 2, 4, 4, 3, 1, 3, 1), VARIANT(kFixedBf16x3, 2, 4, 2, 2, 2, 4, 1), VARIANT(kFixedBf16x3, 2, 4, 2, 2, 2, 4, 2),
+    VARIANT(kFixedBf16x3, 4, 4, 2, 2, 2, 3, 1), VARIANT(kFixedBf16x3, 4, 4, 2, 2, 2, 3, 2),
+    VARIANT(kFixedBf16x3, 8, 8, 2, 2, 1, 3, 1), VARIANT(kFixedBf16x3, 8, 8, 1, 2, 2, 3, 2), VARIANT(kFixedBf16x3, 8, 8, 2, 2, 1, 3, 2),
 #elif FORMATS == 1
     DEFAULTS(kDenseInt8), DEFAULTS(kFixedInt8x5), DEFAULTS(kFixedInt8x6),
 #elif FORMATS == 2
@@ -316,7 +328,9 @@ static std::vector<uint32_t> fragments(const std::vector<uint16_t>& x, int m, in
         for (int i = 0; i < across * 4; i++)
             for (int lane = 0; lane < 32; lane++)
                 for (int r = 0; r < 4; r++) {
-                    const int token = g * 8 + lane / 4, col = i * 32 + r / 2 * 16 + lane % 4 * 2 + r % 2 * 8;
+                    // Fragments up to 8 tokens, core matrices above.
+                    const int unit = lane * 4 + r, token = m <= 8 ? g * 8 + lane / 4 : g * 8 + unit / 4 % 8;
+                    const int col = i * 32 + (m <= 8 ? r / 2 * 16 + lane % 4 * 2 + r % 2 * 8 : unit / 32 * 8 + unit % 4 * 2);
                     auto at = [&](int c) -> uint32_t { return token >= m ? 0xFFFF : c < k ? x[(size_t)token * k + c] : 0; };
                     b[(((size_t)g * across * 4 + i) * 32 + lane) * 4 + r] = at(col) | at(col + 1) << 16;
                 }
@@ -539,7 +553,8 @@ static void time_all(const std::vector<int>& batches, const std::vector<int>& wh
         std::vector<uint16_t> x((size_t)64 * k);
         for (auto& v : x) v = half ? to_half(normal(rng)) : to_bf16(normal(rng));
         uint16_t* dx = upload(x);
-        uint32_t* b = upload(fragments(x, 64, k));
+        std::vector<uint16_t> x8(x.begin(), x.begin() + (size_t)8 * k);
+        uint32_t *b = upload(fragments(x, 64, k)), *b8 = upload(fragments(x8, 8, k));
         uint16_t* y;
         CHECK(cudaMalloc(&y, (size_t)64 * n * 2));
         const cudaDataType_t type = half ? CUDA_R_16F : CUDA_R_16BF;
@@ -588,7 +603,7 @@ static void time_all(const std::vector<int>& batches, const std::vector<int>& wh
             p.segments[0] = {chunks[0], m.overflow.empty() ? nullptr : upload(m.overflow), upload(std::vector<uint8_t>(m.symbols, m.symbols + 32)), upload(scales), (uint32_t)n / 16, 1};
             p.x = b, p.y = y, p.workspace = workspace, p.rows = n, p.cols = k, p.n_segments = 1, p.chunk_bytes = m.bytes;
             for (size_t i = 0; i < batches.size(); i++) {
-                p.tokens = batches[i];
+                p.tokens = batches[i], p.x = batches[i] <= 8 ? b8 : b;
                 for (auto v : find(f, batches[i])) {
                     const double us = time_graph(stream, 2 * copies, [&](int c) {
                         ProductParams q = p;
@@ -607,7 +622,7 @@ static void time_all(const std::vector<int>& batches, const std::vector<int>& wh
             for (auto p : chunks) cudaFree(p);
             cudaFree((void*)p.segments[0].overflow), cudaFree((void*)p.segments[0].symbols), cudaFree((void*)p.segments[0].scales);
         }
-        cudaFree(dx), cudaFree(b), cudaFree(y);
+        cudaFree(dx), cudaFree(b), cudaFree(b8), cudaFree(y);
     }
 }
 
