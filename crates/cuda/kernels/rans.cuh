@@ -83,17 +83,22 @@ __device__ __forceinline__ uint4 load_once(const uint4* p) {
     return v;
 }
 
+/// Arguments known when compiling.
+struct Yes { static constexpr bool value = true; };
+struct No { static constexpr bool value = false; };
+
 /// What the steps of a table need in registers.
 struct Params {
     uint32_t table;        // address in shared memory
     uint32_t mask;         // 2^p - 1
     uint32_t entry_bytes;  // 4
+    uint32_t one;          // 1
     uint32_t p;
     uint32_t flip;         // what the table's symbols are flipped by
 };
 
 __device__ __forceinline__ Params make_params(const Matrix& w, uint32_t table, uint32_t flip) {
-    return {table, (1u << w.prob_bits) - 1, w.entry_bytes, w.prob_bits, flip};
+    return {table, (1u << w.prob_bits) - 1, w.entry_bytes, w.entry_bytes >> 2, w.prob_bits, flip};
 }
 
 /// Copies a table to shared memory; a barrier must follow.
@@ -137,9 +142,10 @@ __device__ __forceinline__ uint32_t step(const Params& t, Lane& lane) {
         "setp.lt.u32 low, %0, 65536;\n"
         "@low prmt.b32 %0, %1, %0, 0x5410;\n"
         "@low ld.shared.u16 %1, [%2];\n"
-        "@low add.u32 %2, %2, 2;\n"
+        "@low mad.lo.u32 %2, %3, 2, %2;\n"  // an addition, for the multiplier, which is less busy
         "}"
-        : "+r"(lane.x), "+r"(lane.word), "+r"(lane.next));
+        : "+r"(lane.x), "+r"(lane.word), "+r"(lane.next)
+        : "r"(t.one));
     return entry;
 }
 
@@ -156,11 +162,12 @@ __device__ __forceinline__ uint32_t tail_symbol(const Params& t, uint32_t x, int
 /// the order of decoding, and ~0u after the last.
 ///
 /// A unit with more words than kBuffer bytes is decoded from global memory.
-template <int kBuffer, class Next>
+/// With kBuffers == 1 the words are awaited instead: half the memory.
+template <int kBuffer, int kBuffers, class Next>
 struct Feeder {
     const Matrix& w;
     Next next;
-    uint32_t buffer;                       // shared address of two buffers
+    uint32_t buffer;                       // shared address of kBuffers buffers
     int lane;
     uint32_t turn = 0;
     uint32_t unit2, x2, count2, position2; // entry point, read
@@ -169,8 +176,10 @@ struct Feeder {
 
     __device__ __forceinline__ Feeder(const Matrix& w_, Next next_, uint32_t buffer_, int lane_) : w(w_), next(next_), buffer(buffer_), lane(lane_) {
         fetch();
-        stage();
-        fetch();
+        if (kBuffers == 2) {
+            stage();
+            fetch();
+        }
     }
     __device__ __forceinline__ void fetch() {
         unit2 = next();
@@ -212,21 +221,23 @@ struct Unit {
 };
 
 /// The next unit, its words in shared memory.
-template <int kBuffer, class Next>
-__device__ __forceinline__ Unit take(Feeder<kBuffer, Next>& feeder) {
+template <int kBuffer, int kBuffers, class Next>
+__device__ __forceinline__ Unit take(Feeder<kBuffer, kBuffers, Next>& feeder) {
+    if (kBuffers == 1) feeder.stage();
     Unit unit;
     unit.index = feeder.unit1;
     if (unit.index == ~0u) return unit;
-    const uint32_t buffer = feeder.buffer + feeder.turn * kBuffer;
     unit.lane.x = feeder.x1;
     unit.position = feeder.position1;
     unit.first = (feeder.position1 & ~kRawUnit) + feeder.first1;
     unit.in_shared = feeder.fits1 && !(feeder.position1 & kRawUnit);
-    unit.lane.next = buffer + 2 * feeder.first1;
-    feeder.turn ^= 1;
-    feeder.stage();
+    unit.lane.next = feeder.buffer + feeder.turn * kBuffer + 2 * feeder.first1;
+    if (kBuffers == 2) {
+        feeder.turn ^= 1;
+        feeder.stage();
+    }
     feeder.fetch();
-    wait_copies<1>();
+    wait_copies<kBuffers - 1>();
     __syncwarp();
     if (unit.in_shared) {
         asm volatile("ld.shared.u16 %0, [%1];" : "=r"(unit.lane.word) : "r"(unit.lane.next));
@@ -261,10 +272,10 @@ __device__ __forceinline__ uint2 slow_block(const Params& t, const uint16_t* wor
 }
 
 /// Decodes block number `at` of a unit: eight words with the symbols in bits
-/// p .. p + 8. `is_tail`: the last block of a tile.
-template <bool kGeneral>
+/// p .. p + 8. `is_tail`: the last block of a tile. kInShared: unit.in_shared.
+template <bool kGeneral, bool kInShared>
 __device__ __forceinline__ void block(const Params& t, const uint16_t* words, Unit& unit, uint32_t at, int lane, bool is_tail, uint32_t (&entries)[8]) {
-    if (unit.in_shared) {
+    if (kInShared) {
 #pragma unroll
         for (int i = 0; i < 6; i++) entries[i] = step<kGeneral>(t, unit.lane);
         if (is_tail) {

@@ -28,8 +28,8 @@ struct EveryUnit {
     }
 };
 
-template <bool kGeneral, int kWarps, int kBlocks>
-__global__ void __launch_bounds__(32 * kWarps, kBlocks) decode_kernel(const __grid_constant__ DecodeArgs args) {
+template <bool kGeneral, int kWarps>
+__device__ __forceinline__ void decode_body(const DecodeArgs& args) {
     extern __shared__ __align__(128) uint8_t shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const Matrix& w = args.matrix;
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) decode_kernel(const __gr
     const uint32_t units = units_across(w.cols), n_units = w.rows / 16 * units;
     // Consecutive units to different blocks, so that all have the same to do.
     const EveryUnit next = {warp * gridDim.x + blockIdx.x, gridDim.x * kWarps, n_units};
-    Feeder<kDecodeBuffer, EveryUnit> feeder(w, next, buffer, lane);
+    Feeder<kDecodeBuffer, 2, EveryUnit> feeder(w, next, buffer, lane);
     __syncthreads();
     // Row and 16-byte part of the stage that this lane stores a quarter of a
     // block to, and that it reads; parts are swapped about to spare the banks.
@@ -50,35 +50,38 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) decode_kernel(const __gr
         const bool ends_tile = (strip % 8 == 7 || strip == w.rows / 16 - 1) && (col % kTileCols + 16 * blocks == kTileCols || col + 16 * blocks == w.cols);
         const uint4* raw = w.raw + (size_t)unit.index * 8 * 32 + lane;
         uint16_t* out = args.out + (size_t)(strip * 16 + out_row) * args.stride + col + out_part * 8;
-        uint4 bits = load_once(raw);
+        auto decode = [&](auto in_shared) {
 #pragma unroll 1
-        for (uint32_t b = 0; b < blocks; b += 2) {
-            const uint4 now = bits;
-            if (b + 2 < blocks) bits = load_once(raw += 32);
+            for (uint32_t b = 0; b < blocks; b += 2) {
+                const uint4 bits = load_once(raw);
+                raw += 32;
 #pragma unroll
-            for (uint32_t j = 0; j < 2; j++) {
-                if (j == 1 && b + 1 >= blocks) break;
-                uint32_t entries[8], a[4];
-                block<kGeneral>(params, w.words, unit, b + j, lane, ends_tile && b + j + 1 == blocks, entries);
-                join_block(entries, j ? now.z : now.x, j ? now.w : now.y, w.align, a);
-                asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(
-                                 stage + in_row * 128 + ((2 * (b % 4 + j) + in_part) ^ (in_row & 7)) * 16),
-                             "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
-                             : "memory");
-            }
-            if (b % 4 == 0 && b + 2 < blocks) continue;
-            __syncwarp();
-            const uint32_t at = b / 4 * 64;
-            const bool inside = at + out_part * 8 < blocks * 16;
+                for (uint32_t j = 0; j < 2; j++) {
+                    if (j == 1 && b + 1 >= blocks) break;
+                    uint32_t entries[8], a[4];
+                    block<kGeneral, decltype(in_shared)::value>(params, w.words, unit, b + j, lane, ends_tile && b + j + 1 == blocks, entries);
+                    join_block(entries, j ? bits.z : bits.x, j ? bits.w : bits.y, w.align, a);
+                    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(
+                                     stage + in_row * 128 + ((2 * (b % 4 + j) + in_part) ^ (in_row & 7)) * 16),
+                                 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
+                                 : "memory");
+                }
+                if (b % 4 == 0 && b + 2 < blocks) continue;
+                __syncwarp();
+                const uint32_t at = b / 4 * 64;
+                const bool inside = at + out_part * 8 < blocks * 16;
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const uint32_t row = out_row + 4 * i;
-                uint4 v;
-                asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(stage + row * 128 + (out_part ^ (row & 7)) * 16) : "memory");
-                if (inside) __stcs((uint4*)(out + (size_t)(4 * i) * args.stride + at), v);
+                for (int i = 0; i < 4; i++) {
+                    const uint32_t row = out_row + 4 * i;
+                    uint4 v;
+                    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(stage + row * 128 + (out_part ^ (row & 7)) * 16) : "memory");
+                    if (inside) __stcs((uint4*)(out + (size_t)(4 * i) * args.stride + at), v);
+                }
+                __syncwarp();
             }
-            __syncwarp();
-        }
+        };
+        if (unit.in_shared) decode(Yes());
+        else decode(No());
     }
     wait_copies<0>();
 }

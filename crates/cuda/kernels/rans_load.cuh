@@ -140,13 +140,13 @@ __device__ inline uint32_t load_tile(const LoadArgs& args, const Params& params,
 }
 
 template <bool kGeneral>
-__global__ void __launch_bounds__(32 * kLoadWarps) load_kernel(const __grid_constant__ LoadArgs args) {
+__device__ __forceinline__ void load_body(const LoadArgs& args) {
     extern __shared__ __align__(128) uint8_t shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     uint8_t* table = shared + kLoadWarps * kLoadBytes;
     for (uint32_t i = threadIdx.x; i < table_bytes(args.prob_bits, kGeneral) / 16; i += 32 * kLoadWarps) ((uint4*)table)[i] = args.table[i];
     __syncthreads();
-    const Params params = {shared_address(table), (1u << args.prob_bits) - 1, args.entry_bytes, args.prob_bits, 0};
+    const Params params = {shared_address(table), (1u << args.prob_bits) - 1, args.entry_bytes, 1, args.prob_bits, 0};
     for (uint32_t tile = blockIdx.x * kLoadWarps + warp; tile < args.n_tiles; tile += gridDim.x * kLoadWarps) {
         const uint32_t error = load_tile<kGeneral>(args, params, tile, (uint16_t*)(shared + warp * kLoadBytes), lane);
         __syncwarp();

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "rans.cuh"
+#include "reduction.cuh"
 
 namespace transom {
 namespace rans {
@@ -12,16 +13,14 @@ enum Weights : int { kBf16 = 0, kInt8 = 1, kTwinBf16 = 2, kTwinF16 = 3 };
 struct ProductArgs {
     Matrix matrix;
     const uint4* twin;     // [strip][cols / 16][lane], A fragments of two bytes an element; the twins only
-    const uint4* x;        // [token / 8][cols / 32][lane 32]: B fragments of two blocks
+    const uint4* x;        // as ProductParams.x in params.h
     const float* scales;   // [rows] or [1], INT8 only
-    uint16_t* y;           // [tokens][rows], BF16 or F16
-    uint32_t tokens, slices, scale_step, unused;
+    const uint16_t* bias;  // [rows], or null
+    uint16_t* y;           // [tokens][stride], BF16 or F16
+    uint32_t tokens, slices;  // slices: of reduction.cuh
+    uint32_t scale_step;   // 1: a scale a row, 0: one
+    uint32_t stride;
 };
-
-/// First column of a slice.
-__host__ __device__ inline uint32_t slice_start(uint32_t cols, uint32_t slices, uint32_t slice) {
-    return min(cols, (uint32_t)((uint64_t)units_across(cols) * slice / slices) * kUnitCols);
-}
 
 #ifdef __CUDACC__
 
@@ -33,6 +32,14 @@ __device__ __forceinline__ void mma(float* c, const uint32_t (&a)[4], uint32_t b
     else
         asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
                      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+template <bool kF16>
+__device__ __forceinline__ float from_16(uint16_t bits) {
+    if (!kF16) return __uint_as_float((uint32_t)bits << 16);
+    float out;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"(bits));
+    return out;
 }
 
 /// Two INT8 weights as FP16. The table has the symbols with their top bit
@@ -62,30 +69,33 @@ struct SliceUnits {
     }
 };
 
+/// Bytes and number of a warp's buffers of words.
 template <Weights kWeights>
-constexpr int kProductBuffer = kWeights == kInt8 ? 4096 : 2048;
+constexpr int kProductBuffer = kWeights == kInt8 ? 3584 : 2048;
+template <Weights kWeights>
+constexpr int kProductBuffers = kWeights == kInt8 ? 1 : 2;
 
 /// Bytes of shared memory of a block.
 template <Weights kWeights, int kWarps, int kTokens>
 __host__ __device__ inline int product_shared(const Matrix& w) {
     constexpr bool kTwin = kWeights == kTwinBf16 || kWeights == kTwinF16;
     const int partial = 2 * kWarps * kTokens * 64;
-    return kTwin ? partial : partial + kWarps * 2 * kProductBuffer<kWeights> + (int)table_bytes(w.prob_bits, w.general);
+    return kTwin ? partial : partial + kWarps * kProductBuffers<kWeights> * kProductBuffer<kWeights> + (int)table_bytes(w.prob_bits, w.general);
 }
 
 /// kTokens: 8, 16, 32 or 64. A block has kWarps / slices strips at a time.
-template <Weights kWeights, bool kGeneral, int kWarps, int kBlocks, int kTokens>
-__global__ void __launch_bounds__(32 * kWarps, kBlocks) product_kernel(const __grid_constant__ ProductArgs args) {
+template <Weights kWeights, bool kGeneral, int kWarps, int kTokens>
+__device__ __forceinline__ void product_body(const ProductArgs& args) {
     constexpr bool kTwin = kWeights == kTwinBf16 || kWeights == kTwinF16, kF16 = kWeights == kInt8 || kWeights == kTwinF16;
-    constexpr int kGroups = kTokens / 8, kBuffer = kProductBuffer<kWeights>;
+    constexpr int kGroups = kTokens / 8, kBuffer = kProductBuffer<kWeights>, kBuffers = kProductBuffers<kWeights>;
     extern __shared__ __align__(128) uint8_t shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const Matrix& w = args.matrix;
     float* partial = (float*)shared;  // [2][kWarps][kGroups][128]
     uint8_t* buffers = shared + 2 * kWarps * kGroups * 512;
-    uint8_t* table = buffers + kWarps * 2 * kBuffer;
+    uint8_t* table = buffers + kWarps * kBuffers * kBuffer;
     const uint32_t slice = warp % args.slices, sub = warp / args.slices, subs = kWarps / args.slices;
-    const uint32_t first = slice_start(w.cols, args.slices, slice), end = slice_start(w.cols, args.slices, slice + 1);
+    const uint32_t first = slice_begin(w.rows, w.cols, slice), end = min(w.cols, slice_begin(w.rows, w.cols, slice + 1));
     const uint32_t n_strips = w.rows / 16, units = units_across(w.cols), stride = gridDim.x * subs;
     const bool active = sub < subs && first < end;
     uint32_t strip = active ? blockIdx.x * subs + sub : n_strips;
@@ -93,10 +103,10 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) product_kernel(const __g
     const SliceUnits next = {strip * units + first / kUnitCols, 0, kTwin ? n_strips : strip, per_slice, n_strips, stride, stride * units - per_slice};
     if (!kTwin) copy_table(w, table, threadIdx.x, 32 * kWarps);
     const Params params = make_params(w, shared_address(table), kWeights == kInt8 ? 0x80 : 0);
-    Feeder<kBuffer, SliceUnits> feeder(w, next, shared_address(buffers) + warp * 2 * kBuffer, lane);
+    Feeder<kBuffer, kBuffers, SliceUnits> feeder(w, next, shared_address(buffers) + warp * kBuffers * kBuffer, lane);
     if (!kTwin) __syncthreads();
     const Dequantise dequantise = {0xFFu << w.prob_bits, (float)(1u << (23 - w.prob_bits)), -(float)((1u << (23 - w.prob_bits)) + 128)};
-    const size_t group_stride = (w.cols + 31) / 32 * 32;
+    const size_t group_stride = (w.cols + 127) / 128 * 128;  // 4 rows of 32 lanes for 128 columns
     const uint32_t rounds = (n_strips - blockIdx.x * subs + stride - 1) / stride;
     for (uint32_t round = 0; round < rounds; round++, strip += stride) {
         if (strip < n_strips) {
@@ -110,43 +120,46 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) product_kernel(const __g
                 scale0 = args.scales[(strip * 16 + lane / 4) * args.scale_step];
                 scale1 = args.scales[(strip * 16 + lane / 4 + 8) * args.scale_step];
             }
-            uint4 bits = kWeights == kBf16 ? load_once(raw) : make_uint4(0, 0, 0, 0);
 #pragma unroll 1
             for (uint32_t col = first; col < end; col += kUnitCols) {
                 const uint32_t blocks = min(end - col, (uint32_t)kUnitCols) / 16;
                 const bool ends_tile = is_last && (col % kTileCols + 16 * blocks == kTileCols || col + 16 * blocks == w.cols);
                 Unit unit;
                 if (!kTwin) unit = take(feeder);
+                auto multiply = [&](auto in_shared) {
 #pragma unroll 1
-                for (uint32_t at = 0; at < blocks; at += 2) {
-                    uint4 v[kGroups];
+                    for (uint32_t at = 0; at < blocks; at += 2) {
+                        uint4 v[kGroups], bits;
 #pragma unroll
-                    for (int g = 0; g < kGroups; g++) v[g] = g * 8 + lane / 4 < args.tokens ? __ldg(b + g * group_stride) : make_uint4(0, 0, 0, 0);
-                    b += 32;
-                    const uint4 now = bits;
-                    if (kWeights == kBf16 && col + at * 16 + 32 < end) bits = load_once(raw += 32);
+                        for (int g = 0; g < kGroups; g++) v[g] = g * 8 + lane / 4 < args.tokens ? __ldg(b + g * group_stride) : make_uint4(0, 0, 0, 0);
+                        b += 32;
+                        if (kWeights == kBf16) bits = load_once(raw), raw += 32;
 #pragma unroll
-                    for (int i = 0; i < 2; i++) {
-                        if (i == 1 && at + 1 >= blocks) break;
-                        uint32_t a[4];
-                        if (kTwin) {
-                            const uint4 t = load_once(twin);
-                            twin += 32;
-                            a[0] = t.x, a[1] = t.y, a[2] = t.z, a[3] = t.w;
-                        } else {
-                            uint32_t entries[8];
-                            block<kGeneral>(params, w.words, unit, at + i, lane, ends_tile && at + i + 1 == blocks, entries);
-                            if (kWeights == kBf16) {
-                                join_block(entries, i ? now.z : now.x, i ? now.w : now.y, w.align, a);
+                        for (int i = 0; i < 2; i++) {
+                            if (i == 1 && at + 1 >= blocks) break;
+                            uint32_t a[4];
+                            if (kTwin) {
+                                const uint4 t = load_once(twin);
+                                twin += 32;
+                                a[0] = t.x, a[1] = t.y, a[2] = t.z, a[3] = t.w;
                             } else {
+                                uint32_t entries[8];
+                                block<kGeneral, decltype(in_shared)::value>(
+                                    params, w.words, unit, at + i, lane, ends_tile && at + i + 1 == blocks, entries);
+                                if (kWeights == kBf16) {
+                                    join_block(entries, i ? bits.z : bits.x, i ? bits.w : bits.y, w.align, a);
+                                } else {
 #pragma unroll
-                                for (int j = 0; j < 4; j++) a[j] = dequantise.pair(entries[2 * j], entries[2 * j + 1], j & 1 ? scale1 : scale0);
+                                    for (int j = 0; j < 4; j++) a[j] = dequantise.pair(entries[2 * j], entries[2 * j + 1], j & 1 ? scale1 : scale0);
+                                }
                             }
-                        }
 #pragma unroll
-                        for (int g = 0; g < kGroups; g++) mma<kF16>(acc[g], a, i ? v[g].z : v[g].x, i ? v[g].w : v[g].y);
+                            for (int g = 0; g < kGroups; g++) mma<kF16>(acc[g], a, i ? v[g].z : v[g].x, i ? v[g].w : v[g].y);
+                        }
                     }
-                }
+                };
+                if (kTwin || unit.in_shared) multiply(Yes());
+                else multiply(No());
             }
             float* to = partial + ((round & 1) * kWarps + warp) * kGroups * 128;
 #pragma unroll
@@ -161,10 +174,12 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) product_kernel(const __g
             const float* from = partial + ((round & 1) * kWarps + s * args.slices) * kGroups * 128 + e;
             float sum = from[0];
             for (uint32_t j = 1; j < args.slices; j++) sum += from[j * kGroups * 128];
+            const uint32_t row = row_strip * 16 + l / 4 + (r >> 1) * 8;
+            if (args.bias) sum += from_16<kF16>(args.bias[row]);
             uint16_t out;
             if (kF16) asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out) : "f"(sum));
             else asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out) : "f"(sum));
-            args.y[(size_t)token * w.rows + row_strip * 16 + l / 4 + (r >> 1) * 8] = out;
+            args.y[(size_t)token * args.stride + row] = out;
         }
     }
     if (!kTwin) wait_copies<0>();

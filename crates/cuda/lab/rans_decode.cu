@@ -8,6 +8,11 @@
 using namespace lab;
 
 template <bool kGeneral, int kWarps, int kBlocks>
+__global__ void __launch_bounds__(32 * kWarps, kBlocks) decode_kernel(const __grid_constant__ DecodeArgs args) {
+    decode_body<kGeneral, kWarps>(args);
+}
+
+template <bool kGeneral, int kWarps, int kBlocks>
 static void launch(const DecodeArgs& args, int sms, cudaStream_t stream) {
     const int shared = kWarps * kDecodeWarpBytes + table_bytes(args.matrix.prob_bits, kGeneral);
     CHECK(cudaFuncSetAttribute(decode_kernel<kGeneral, kWarps, kBlocks>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
@@ -38,8 +43,6 @@ static void run(const char* name, const Tensor& t, const Packed& p, cudaStream_t
     if (loaded[0].matrix.general) {
         variant("16x2", [&](const DecodeArgs& a) { launch<true, 16, 2>(a, sms, stream); });
     } else {
-        variant("8x3", [&](const DecodeArgs& a) { launch<false, 8, 3>(a, sms, stream); });
-        variant("8x4", [&](const DecodeArgs& a) { launch<false, 8, 4>(a, sms, stream); });
         variant("16x2", [&](const DecodeArgs& a) { launch<false, 16, 2>(a, sms, stream); });
     }
     printf("\n");
@@ -49,7 +52,8 @@ static void run(const char* name, const Tensor& t, const Packed& p, cudaStream_t
 
 int main(int argc, char** argv) {
     const bool brief = argc > 1 && !strcmp(argv[1], "--brief");
-    if (brief) argc--, argv++;
+    const bool small = argc > 1 && !strcmp(argv[1], "--small");
+    if (brief || small) argc--, argv++;
     cudaDeviceProp device;
     CHECK(cudaGetDeviceProperties(&device, 0));
     const int sms = device.multiProcessorCount;
@@ -58,7 +62,7 @@ int main(int argc, char** argv) {
     printf("%s, %d SMs; bits of the record and in memory; TB/s written\n", device.name, sms);
     std::random_device entropy;
     for (auto& shape : {std::pair<int, int>{176, 1104}, {16, 16}, {4096, 4096}, {28672, 4096}, {8192, 8192}}) {
-        if (brief && shape.first != 28672) continue;
+        if ((brief && shape.first != 28672) || (small && shape.first > 1024)) continue;
         Tensor t = random_weights(shape.first, shape.second, 2, entropy());
         run("random", t, pack(t), stream, sms);
     }

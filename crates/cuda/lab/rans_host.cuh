@@ -277,6 +277,11 @@ struct Loaded {
 };
 
 template <bool kGeneral>
+__global__ void __launch_bounds__(32 * kLoadWarps) load_kernel(const __grid_constant__ LoadArgs args) {
+    load_body<kGeneral>(args);
+}
+
+template <bool kGeneral>
 void launch_load(const LoadArgs& args) {
     const int shared = kLoadWarps * kLoadBytes + table_bytes(args.prob_bits, kGeneral);
     CHECK(cudaFuncSetAttribute(load_kernel<kGeneral>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
