@@ -123,21 +123,24 @@ __device__ __forceinline__ void cluster_sync() {
 }
 
 /// Shared memory of a block.
-template <WeightFormat kFormat, int kTokens8, int kTogether, int kApart, int kStages, int kXStages>
+template <WeightFormat kFormat, int kTokens8, int kTogether, int kApart, int kStages, int kXStages, int kStrips>
 constexpr uint32_t product_shared_bytes(uint32_t chunk_bytes, uint32_t n_slices) {
     constexpr uint32_t warps = kTogether * kApart;
-    const uint32_t sums = kTokens8 == 1 ? 2 * kTogether * sum_slots(n_slices, kApart) * 512 : 0;
-    const uint32_t x = kTokens8 == 1 ? 0 : kApart * kXStages * kTokens8 * 2048;
+    const uint32_t sums = kXStages == 0 && kTokens8 <= 4 ? (kTokens8 <= 2 ? 2 : 1) * kTogether * kStrips * sum_slots(n_slices, kApart) * 512 * kTokens8 : 0;
+    const uint32_t x = kXStages == 0 ? 0 : kApart * kXStages * kTokens8 * 2048;
     return warps * ((kStages * chunk_bytes + 127) / 128 * 128) + (is_dense(kFormat) ? 0 : warps * kChunkElems) + x + sums + 128 +
            warps * kStages * 8 + kApart * kXStages * 16;
 }
 
 /// kCluster blocks share their strips and cut K further.
-template <WeightFormat kFormat, int kTokens8, int kTogether, int kApart, int kStages, int kXStages, int kCluster>
+template <WeightFormat kFormat, int kTokens8, int kTogether, int kApart, int kStages, int kXStages, int kCluster, int kStrips>
 __device__ __forceinline__ void product(const ProductParams& p) {
-    constexpr bool kDense = is_dense(kFormat), kStagedX = kTokens8 > 1;
-    constexpr int kWarps = kTogether * kApart, kXBytes = kTokens8 * 2048, kTileFloats = kTokens8 * 128;
+    constexpr bool kDense = is_dense(kFormat), kStagedX = kXStages > 0;
+    constexpr bool kSharedSums = !kStagedX && kTokens8 <= 4;
+    constexpr int kBuffers = kSharedSums && kTokens8 > 2 ? 1 : 2;  // of sums
+    constexpr int kTiles = kTogether * kStrips, kWarps = kTogether * kApart, kXBytes = kTokens8 * 2048, kTileFloats = kTokens8 * 128;
     extern __shared__ __align__(128) uint8_t shared[];
+    static_assert(kStrips == 1 || (kStrips == 2 && !kStagedX), "");
     static_assert(kStagedX || kCluster == 1, "sums of a cluster meet in the workspace");
     constexpr int kGroups = kApart * kCluster;
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32, strip = warp % kTogether, here_group = warp / kTogether;
@@ -161,7 +164,7 @@ __device__ __forceinline__ void product(const ProductParams& p) {
     const uint32_t x_bar = shared_address(at) + kWarps * kStages * 8 + here_group * kXStages * 16;  // full, then empty
     at += kWarps * kStages * 8 + kApart * kXStages * 16;
     // [2][strip][slot][token group][128]
-    float* sums = kStagedX ? p.workspace + (size_t)first_block * 2 * kTogether * slots * kTileFloats : (float*)at;
+    float* sums = kSharedSums ? (float*)at : p.workspace + (size_t)first_block * 2 * kTiles * slots * kTileFloats;
 
     if (lane == 0) {
         for (int i = 0; i < kStages; i++) barrier_init(bar + 8 * i, 1);
@@ -173,38 +176,48 @@ __device__ __forceinline__ void product(const ProductParams& p) {
     asm volatile("griddepcontrol.launch_dependents;");
     __syncwarp();
 
-    const uint32_t n_tiles = p.segments[p.n_segments - 1].end_tile, n_groups = (n_tiles + kTogether - 1) / kTogether;
+    const uint32_t n_tiles = p.segments[p.n_segments - 1].end_tile, n_groups = (n_tiles + kTiles - 1) / kTiles;
     const uint32_t rounds = (n_groups - first_block + n_blocks - 1) / n_blocks;
     const uint32_t slice_first = n_slices * group / kGroups, slice_last = n_slices * (group + 1) / kGroups;
     const uint32_t first = min(across, slice_begin(p.rows, p.cols, slice_first) / kChunkCols);
     const uint32_t end = min(across, slice_begin(p.rows, p.cols, slice_last) / kChunkCols);
 
     // What is copied next.
-    uint32_t next_tile = first_block * kTogether + strip, next_column = first;
-    const uint8_t* source = nullptr;
+    uint32_t next_tile = (first_block * kTogether + strip) * kStrips, next_column = first, next_t = 0;
+    const uint8_t* source[kStrips];
     auto seek = [&] {
-        if (next_tile >= n_tiles || first == end) {
-            source = nullptr;
-            return;
-        }
-        uint32_t tile = next_tile;
-        const uint8_t* chunks = p.segments[0].chunks;
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            if (i + 1 < (int)p.n_segments && next_tile >= p.segments[i].end_tile)
-                tile = next_tile - p.segments[i].end_tile, chunks = p.segments[i + 1].chunks;
+        for (int t = 0; t < kStrips; t++) {
+            source[t] = nullptr;
+            const uint32_t tile = next_tile + t;
+            if (tile >= n_tiles || first == end) continue;
+            uint32_t local = tile;
+            const uint8_t* chunks = p.segments[0].chunks;
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                if (i + 1 < (int)p.n_segments && tile >= p.segments[i].end_tile)
+                    local = tile - p.segments[i].end_tile, chunks = p.segments[i + 1].chunks;
+            }
+            source[t] = chunks + ((size_t)local * across + first) * bytes;
         }
-        source = chunks + ((size_t)tile * across + first) * bytes;
     };
     auto issue = [&](int stage) {
-        if (source == nullptr) return;
+        if (source[0] == nullptr) return;
+        const uint8_t* from = source[0];
+#pragma unroll
+        for (int t = 1; t < kStrips; t++)
+            if ((int)next_t == t) from = source[t];
         if (lane == 0) {
             barrier_expect(bar + 8 * stage, bytes);
-            copy_weights(shared_address(ring) + stage * bytes, source, bytes, bar + 8 * stage);
+            copy_weights(shared_address(ring) + stage * bytes, from, bytes, bar + 8 * stage);
         }
-        source += bytes;
+        if (kStrips > 1 && ++next_t < kStrips && source[next_t < kStrips ? kStrips - 1 : 0] != nullptr) return;
+        next_t = 0;
+#pragma unroll
+        for (int t = 0; t < kStrips; t++)
+            if (source[t] != nullptr) source[t] += bytes;
         if (++next_column == end) {
-            next_column = first, next_tile += n_blocks * kTogether;
+            next_column = first, next_tile += n_blocks * kTiles;
             seek();
         }
     };
@@ -238,33 +251,46 @@ __device__ __forceinline__ void product(const ProductParams& p) {
     uint32_t parity = 0, x_stage = 0, x_parity = 0;
     bool x_wrapped = false;
     for (uint32_t round = 0; round < rounds; round++) {
-        const uint32_t tile = (first_block + round * n_blocks) * kTogether + strip;
-        const bool here = tile < n_tiles;
-        uint32_t segment = 0, local = tile;
+        const uint32_t tile0 = ((first_block + round * n_blocks) * kTogether + strip) * kStrips;
+        uint32_t segments[kStrips];
+        float scales[kStrips][2] = {};
 #pragma unroll
-        for (int i = 0; i < 2; i++)
-            if (i + 1 < (int)p.n_segments && tile >= p.segments[i].end_tile) segment = i + 1, local = tile - p.segments[i].end_tile;
-        const uint32_t* overflow = p.segments[segment].overflow;
-        float scale0 = 0, scale1 = 0;
-        if (is_int8(kFormat) && here) {
-            const uint32_t left = p.rows - tile * 16, row = lane / 4, step = p.segments[segment].scale_step;
-            const float* scales = p.segments[segment].scales;
-            scale0 = __ldg(scales + (size_t)(local * 16 + min(row, left - 1)) * step);
-            scale1 = __ldg(scales + (size_t)(local * 16 + min(row + 8, left - 1)) * step);
+        for (int t = 0; t < kStrips; t++) {
+            uint32_t local = tile0 + t;
+            segments[t] = 0;
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+                if (i + 1 < (int)p.n_segments && tile0 + t >= p.segments[i].end_tile) segments[t] = i + 1, local = tile0 + t - p.segments[i].end_tile;
+            if (is_int8(kFormat) && tile0 + t < n_tiles) {
+                const uint32_t left = p.rows - (tile0 + t) * 16, row = lane / 4, step = p.segments[segments[t]].scale_step;
+                const float* from = p.segments[segments[t]].scales;
+                scales[t][0] = __ldg(from + (size_t)(local * 16 + min(row, left - 1)) * step);
+                scales[t][1] = __ldg(from + (size_t)(local * 16 + min(row + 8, left - 1)) * step);
+            }
         }
-        float* out = sums + (((round & 1) * kTogether + strip) * slots + (group == 0 ? 0 : slice_first - own + (own > 0 ? 1 : 0))) * kTileFloats;
-        float acc[kTokens8][4] = {}, total[kTokens8][4];
+        float* out = sums + ((round % kBuffers * kTiles + strip * kStrips) * slots + (group == 0 ? 0 : slice_first - own + (own > 0 ? 1 : 0))) * kTileFloats;
+        float accs[kStrips][kTokens8][4] = {}, totals[kStrips][kTokens8][4];
         const uint4* x_lane = (const uint4*)p.x + (size_t)first * 128 + lane;
-        const bool has_token = lane / 4 < (int)p.tokens;
+        const uint32_t x_stride = across * 128;
+        auto has_token = [&](int g) { return g * 8 + lane / 4 < (int)p.tokens; };
         uint32_t slice = slice_first;
         uint32_t border = min(across, slice_begin(p.rows, p.cols, slice + 1) / kChunkCols);
         for (uint32_t c = first; c < end; c++) {
-            uint4 xr[4];
-            if (!kStagedX) {
+            constexpr int kHeld = kTokens8 <= 2 && !kStagedX ? kTokens8 : 1;
+            uint4 xr[kHeld][4];
+            if (!kStagedX && kTokens8 <= 2) {
 #pragma unroll
-                for (int j = 0; j < 4; j++) xr[j] = has_token ? __ldg(x_lane + j * 32) : make_uint4(0, 0, 0, 0);
-                x_lane += 128;
+                for (int g = 0; g < kHeld; g++)
+#pragma unroll
+                    for (int j = 0; j < 4; j++) xr[g][j] = has_token(g) ? __ldg(x_lane + g * x_stride + j * 32) : make_uint4(0, 0, 0, 0);
             }
+#pragma unroll
+          for (int t = 0; t < kStrips; t++) {
+            const bool here = tile0 + t < n_tiles;
+            const uint32_t segment = segments[t];
+            const uint32_t* overflow = p.segments[segment].overflow;
+            const float scale0 = scales[t][0], scale1 = scales[t][1];
+            float(&acc)[kTokens8][4] = accs[t];
             const uint8_t* chunk = ring + stage * bytes;
             const uint8_t* header = chunk + header_offset(kFormat);
             Patches patches = {};
@@ -315,8 +341,12 @@ __device__ __forceinline__ void product(const ProductParams& p) {
                     for (int j = 0; j < 2; j++)
 #pragma unroll
                         for (int g = 0; g < kTokens8; g++) {
-                            uint4 v = xr[2 * h + j];
-                            if (kStagedX) {
+                            uint4 v;
+                            if (!kStagedX && kTokens8 <= 2) {
+                                v = xr[g < kHeld ? g : 0][2 * h + j];
+                            } else if (!kStagedX) {
+                                v = has_token(g) ? __ldg(x_lane + g * x_stride + (2 * h + j) * 32) : make_uint4(0, 0, 0, 0);
+                            } else {
                                 const uint32_t* w = (const uint32_t*)(xs + g * 2048 + (2 * h + j) * 512);
                                 v = make_uint4(w[0], w[32], w[64], w[96]);
                             }
@@ -347,7 +377,13 @@ __device__ __forceinline__ void product(const ProductParams& p) {
                 __syncwarp();
                 if (++x_stage == kXStages) x_stage = 0, x_parity ^= 1, x_wrapped = true;
             }
+          }
+            if (!kStagedX) x_lane += 128;
             if (c + 1 == border) {
+#pragma unroll
+              for (int t = 0; t < kStrips; t++) {
+                float(&acc)[kTokens8][4] = accs[t];
+                float(&total)[kTokens8][4] = totals[t];
                 if (group == 0) {
 #pragma unroll
                     for (int g = 0; g < kTokens8; g++)
@@ -360,24 +396,25 @@ __device__ __forceinline__ void product(const ProductParams& p) {
                         float v[4];
 #pragma unroll
                         for (int i = 0; i < 4; i++) v[i] = group == 0 ? total[g][i] : acc[g][i];
-                        ((float4*)out)[g * 32 + lane] = make_float4(v[0], v[1], v[2], v[3]);
+                        ((float4*)(out + t * slots * kTileFloats))[g * 32 + lane] = make_float4(v[0], v[1], v[2], v[3]);
                     }
-                    out += kTileFloats;
                 }
 #pragma unroll
                 for (int g = 0; g < kTokens8; g++)
 #pragma unroll
                     for (int i = 0; i < 4; i++) acc[g][i] = 0;
+              }
+                if (group > 0) out += kTileFloats;
                 slice++;
                 border = min(across, slice_begin(p.rows, p.cols, slice + 1) / kChunkCols);
             }
         }
         cluster_sync<kCluster>();
-        const float* from = sums + (round & 1) * kTogether * slots * kTileFloats;
-        for (uint32_t i = rank * 32 * kWarps + threadIdx.x; i < kTogether * kTileFloats; i += 32 * kWarps * kCluster) {
+        const float* from = sums + round % kBuffers * kTiles * slots * kTileFloats;
+        for (uint32_t i = rank * 32 * kWarps + threadIdx.x; i < kTiles * kTileFloats; i += 32 * kWarps * kCluster) {
             // Consecutive threads: rows of a tile, then tokens.
             const uint32_t row = i % 16, token = i / 16 % (kTokens8 * 8), s = i / kTileFloats;
-            const uint32_t n = ((first_block + round * n_blocks) * kTogether + s) * 16 + row;
+            const uint32_t n = ((first_block + round * n_blocks) * kTiles + s) * 16 + row;
             if (n >= p.rows || token >= p.tokens) continue;
             const float* v = from + s * slots * kTileFloats + token / 8 * 128 + (row % 8 * 4 + token % 8 / 2) * 4 + row / 8 * 2 + token % 2;
             float sum = v[0];
@@ -397,6 +434,7 @@ __device__ __forceinline__ void product(const ProductParams& p) {
             }
             p.y[(size_t)token * p.rows + n] = y;
         }
+        if (kBuffers == 1) __syncthreads();
     }
 }
 

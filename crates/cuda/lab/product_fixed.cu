@@ -215,15 +215,15 @@ static Matrix encode(WeightFormat f, int places, const std::vector<uint16_t>& w,
 // ---------------------------------------------------------------------------
 // Device
 
-template <WeightFormat kFormat, int kTokens8, int kTogether, int kApart, int kStages, int kBlocks, int kXStages, int kCluster>
+template <WeightFormat kFormat, int kTokens8, int kTogether, int kApart, int kStages, int kBlocks, int kXStages, int kCluster, int kStrips>
 __global__ void __launch_bounds__(32 * kTogether * kApart, kBlocks) product_kernel(const __grid_constant__ ProductParams p) {
-    product<kFormat, kTokens8, kTogether, kApart, kStages, kXStages, kCluster>(p);
+    product<kFormat, kTokens8, kTogether, kApart, kStages, kXStages, kCluster, kStrips>(p);
 }
 
 struct Variant {
     std::string name;
     WeightFormat format;
-    int tokens8, together, apart, stages, blocks, cluster;
+    int tokens8, together, apart, stages, blocks, x_stages, cluster, strips;
     void (*kernel)(ProductParams);
     uint32_t (*shared)(uint32_t, uint32_t);
 };
@@ -236,7 +236,7 @@ static void launch(const Variant& v, const ProductParams& p, bool chained, cudaS
     const uint32_t bytes = v.shared(p.chunk_bytes, slices(p.rows, p.cols)), tiles = p.segments[p.n_segments - 1].end_tile;
     CHECK(cudaFuncSetAttribute((const void*)v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(v.cluster * std::min<uint32_t>(v.blocks * n_sms / v.cluster, (tiles + v.together - 1) / v.together));
+    config.gridDim = dim3(v.cluster * std::min<uint32_t>(v.blocks * n_sms / v.cluster, (tiles + v.together * v.strips - 1) / (v.together * v.strips)));
     config.blockDim = dim3(32 * v.together * v.apart);
     config.dynamicSmemBytes = bytes;
     config.stream = stream;
@@ -257,21 +257,22 @@ static void launch(const Variant& v, const ProductParams& p, bool chained, cudaS
     CHECK(cudaLaunchKernelEx(&config, v.kernel, p));
 }
 
-#define VARIANT(f, t8, tg, ap, st, bl, xs, cl)                                                                                       \
+#define VARIANT(f, t8, tg, ap, st, bl, xs, cl, sp)                                                                                  \
     {                                                                                                                               \
-        #f " " #t8 " " #tg "x" #ap "x" #cl " s" #st " x" #xs " b" #bl, f, t8, tg, ap, st, bl, cl, product_kernel<f, t8, tg, ap, st, bl, xs, cl>, \
-            [](uint32_t b, uint32_t s) { return product_shared_bytes<f, t8, tg, ap, st, xs>(b, s); }                                 \
+        #f " " #t8 " " #sp "*" #tg "x" #ap "x" #cl " s" #st " x" #xs " b" #bl, f, t8, tg, ap, st, bl, xs, cl, sp,                          \
+            product_kernel<f, t8, tg, ap, st, bl, xs, cl, sp>,                                                                      \
+            [](uint32_t b, uint32_t s) { return product_shared_bytes<f, t8, tg, ap, st, xs, sp>(b, s); }                             \
     }
 #define DEFAULTS(f) \
-    VARIANT(f, 1, 1, 8, 2, 2, 1, 1), VARIANT(f, 2, 4, 4, 2, 1, 3, 1), VARIANT(f, 4, 4, 4, 2, 1, 3, 1), VARIANT(f, 8, 8, 1, 2, 2, 3, 1)
+    VARIANT(f, 1, 1, 8, 2, 2, 0, 1, 1), VARIANT(f, 2, 1, 16, 2, 1, 0, 1, 2), VARIANT(f, 4, 1, 16, 2, 1, 0, 1, 2), VARIANT(f, 8, 8, 2, 2, 1, 3, 2, 1)
 
 static const std::vector<Variant> variants = {
 #if FORMATS == 0
     DEFAULTS(kDenseBf16), DEFAULTS(kFixedBf16x3),
-    VARIANT(kFixedBf16x3, 1, 1, 8, 3, 2, 1, 1), VARIANT(kFixedBf16x3, 1, 2, 4, 2, 2, 1, 1),
-    VARIANT(kFixedBf16x3, 2, 4, 4, 3, 1, 3, 1), VARIANT(kFixedBf16x3, 2, 4, 2, 2, 2, 4, 1), VARIANT(kFixedBf16x3, 2, 4, 2, 2, 2, 4, 2),
-    VARIANT(kFixedBf16x3, 4, 4, 2, 2, 2, 3, 1), VARIANT(kFixedBf16x3, 4, 4, 2, 2, 2, 3, 2),
-    VARIANT(kFixedBf16x3, 8, 8, 2, 2, 1, 3, 1), VARIANT(kFixedBf16x3, 8, 8, 1, 2, 2, 3, 2), VARIANT(kFixedBf16x3, 8, 8, 2, 2, 1, 3, 2),
+    VARIANT(kFixedBf16x3, 1, 2, 4, 2, 2, 0, 1, 1), VARIANT(kFixedBf16x3, 1, 1, 16, 2, 1, 0, 1, 1), VARIANT(kFixedBf16x3, 1, 1, 16, 3, 1, 0, 1, 1),
+    VARIANT(kFixedBf16x3, 2, 1, 8, 2, 2, 0, 1, 1), VARIANT(kFixedBf16x3, 2, 1, 8, 3, 1, 0, 1, 2), VARIANT(kFixedBf16x3, 2, 2, 8, 2, 1, 0, 1, 1), VARIANT(kFixedBf16x3, 2, 4, 4, 2, 1, 3, 1, 1),
+    VARIANT(kFixedBf16x3, 4, 1, 8, 2, 2, 0, 1, 1), VARIANT(kFixedBf16x3, 4, 1, 16, 2, 1, 0, 1, 1), VARIANT(kFixedBf16x3, 4, 4, 4, 2, 1, 3, 1, 1),
+    VARIANT(kFixedBf16x3, 8, 1, 16, 2, 1, 0, 1, 1), VARIANT(kFixedBf16x3, 8, 1, 8, 2, 1, 0, 1, 2), VARIANT(kFixedBf16x3, 8, 8, 1, 2, 2, 3, 1, 1),
 #elif FORMATS == 1
     DEFAULTS(kDenseInt8), DEFAULTS(kFixedInt8x5), DEFAULTS(kFixedInt8x6),
 #elif FORMATS == 2
@@ -321,16 +322,15 @@ static float widen(bool half, uint16_t x) {
 }
 
 /// B fragments of row-major activations; unused tokens and the poison beyond are NaN, columns beyond k zero.
-static std::vector<uint32_t> fragments(const std::vector<uint16_t>& x, int m, int k) {
+static std::vector<uint32_t> fragments(const std::vector<uint16_t>& x, int m, int k, bool cores) {
     const int across = (k + 127) / 128, groups = (m + 7) / 8;
     std::vector<uint32_t> b((size_t)groups * across * 512);
     for (int g = 0; g < groups; g++)
         for (int i = 0; i < across * 4; i++)
             for (int lane = 0; lane < 32; lane++)
                 for (int r = 0; r < 4; r++) {
-                    // Fragments up to 8 tokens, core matrices above.
-                    const int unit = lane * 4 + r, token = m <= 8 ? g * 8 + lane / 4 : g * 8 + unit / 4 % 8;
-                    const int col = i * 32 + (m <= 8 ? r / 2 * 16 + lane % 4 * 2 + r % 2 * 8 : unit / 32 * 8 + unit % 4 * 2);
+                    const int unit = lane * 4 + r, token = !cores ? g * 8 + lane / 4 : g * 8 + unit / 4 % 8;
+                    const int col = i * 32 + (!cores ? r / 2 * 16 + lane % 4 * 2 + r % 2 * 8 : unit / 32 * 8 + unit % 4 * 2);
                     auto at = [&](int c) -> uint32_t { return token >= m ? 0xFFFF : c < k ? x[(size_t)token * k + c] : 0; };
                     b[(((size_t)g * across * 4 + i) * 32 + lane) * 4 + r] = at(col) | at(col + 1) << 16;
                 }
@@ -418,7 +418,7 @@ static int check() {
                 CHECK(cudaMalloc(&y, (size_t)64 * n * 2 + 64));
                 auto run = [&](const Variant& v, ProductParams p, int first, int m) {
                     std::vector<uint16_t> part(x.begin() + (size_t)first * k, x.begin() + (size_t)(first + m) * k);
-                    uint32_t* b = upload(fragments(part, m, k));
+                    uint32_t* b = upload(fragments(part, m, k, v.x_stages > 0));
                     p.x = b, p.y = y, p.tokens = m, p.bias = kind == 0 ? dbias : nullptr;
                     std::vector<uint16_t> out((size_t)m * n + 32);
                     CHECK(cudaMemset(y, 0xFF, out.size() * 2));
@@ -553,8 +553,7 @@ static void time_all(const std::vector<int>& batches, const std::vector<int>& wh
         std::vector<uint16_t> x((size_t)64 * k);
         for (auto& v : x) v = half ? to_half(normal(rng)) : to_bf16(normal(rng));
         uint16_t* dx = upload(x);
-        std::vector<uint16_t> x8(x.begin(), x.begin() + (size_t)8 * k);
-        uint32_t *b = upload(fragments(x, 64, k)), *b8 = upload(fragments(x8, 8, k));
+        uint32_t *b = upload(fragments(x, 64, k, true)), *b8 = upload(fragments(x, 64, k, false));
         uint16_t* y;
         CHECK(cudaMalloc(&y, (size_t)64 * n * 2));
         const cudaDataType_t type = half ? CUDA_R_16F : CUDA_R_16BF;
@@ -603,11 +602,12 @@ static void time_all(const std::vector<int>& batches, const std::vector<int>& wh
             p.segments[0] = {chunks[0], m.overflow.empty() ? nullptr : upload(m.overflow), upload(std::vector<uint8_t>(m.symbols, m.symbols + 32)), upload(scales), (uint32_t)n / 16, 1};
             p.x = b, p.y = y, p.workspace = workspace, p.rows = n, p.cols = k, p.n_segments = 1, p.chunk_bytes = m.bytes;
             for (size_t i = 0; i < batches.size(); i++) {
-                p.tokens = batches[i], p.x = batches[i] <= 8 ? b8 : b;
+                p.tokens = batches[i];
                 for (auto v : find(f, batches[i])) {
                     const double us = time_graph(stream, 2 * copies, [&](int c) {
                         ProductParams q = p;
                         q.segments[0].chunks = chunks[c % copies];
+                        q.x = v->x_stages > 0 ? b : b8;
                         launch(*v, q, true, stream);
                     });
                     std::vector<uint16_t> out((size_t)batches[i] * n);
