@@ -38,7 +38,7 @@ fn build() -> Result<(), String> {
     let out_dir = PathBuf::from(variable("OUT_DIR")?);
     let repository = manifest_dir.join("../..");
     let wanted = std::env::var(nvcc::ARCH_VARIABLE).ok();
-    let architectures = nvcc::architectures(wanted.as_deref())?;
+    let architectures = architectures(wanted.as_deref())?;
     // A toolkit installed later is found then.
     println!(
         "cargo::rerun-if-changed={}",
@@ -91,7 +91,7 @@ fn fatbin(
     kept: &Path,
 ) -> Result<PathBuf, String> {
     let mut hasher = DefaultHasher::new();
-    nvcc::ingredients(compiler, source, architectures)?.hash(&mut hasher);
+    ingredients(compiler, source, architectures)?.hash(&mut hasher);
     let stamp_text = format!("{:016x}", hasher.finish());
     let name = source.file_stem().expect("a source has a name");
     let fatbin = kept.join(name).with_extension("fatbin");
@@ -103,4 +103,46 @@ fn fatbin(
     nvcc::compile(compiler, source, architectures, n_threads.max(1), &fatbin)?;
     std::fs::write(&stamp, stamp_text).map_err(|error| format!("{}: {error}", stamp.display()))?;
     Ok(fatbin)
+}
+
+/// The architectures that a value of [`nvcc::ARCH_VARIABLE`] selects, in the order of [`nvcc::RELEASE`].
+fn architectures(value: Option<&str>) -> Result<Vec<&'static str>, String> {
+    let value = value.unwrap_or("all").trim();
+    if value == "all" {
+        return Ok(nvcc::RELEASE.to_vec());
+    }
+    let wanted: Vec<&str> =
+        value.split(',').map(|name| name.trim().trim_start_matches("sm_")).collect();
+    if let Some(unknown) = wanted.iter().find(|name| !nvcc::RELEASE.contains(name)) {
+        let variable = nvcc::ARCH_VARIABLE;
+        let known = nvcc::RELEASE.join(", ");
+        return Err(format!("{variable}: `{unknown}`, expected `all` or a list of {known}"));
+    }
+    Ok(nvcc::RELEASE.into_iter().filter(|name| wanted.contains(name)).collect())
+}
+
+/// Everything that decides what a fatbin holds: the source, the headers beside
+/// it that it includes, and the options.
+fn ingredients(compiler: &Path, source: &Path, architectures: &[&str]) -> Result<Vec<u8>, String> {
+    let mut bytes = compiler.display().to_string().into_bytes();
+    bytes.extend(
+        nvcc::FLAGS.join(" ").bytes().chain(nvcc::generate(architectures).join(" ").bytes()),
+    );
+    let mut files = vec![source.to_owned()];
+    let mut next = 0;
+    while let Some(file) = files.get(next).cloned() {
+        next += 1;
+        let text = std::fs::read_to_string(&file)
+            .map_err(|error| format!("{}: {error}", file.display()))?;
+        for line in text.lines() {
+            let Some(rest) = line.trim().strip_prefix("#include \"") else { continue };
+            let name = rest.split('"').next().unwrap_or_default();
+            let header = file.parent().expect("a source is in a folder").join(name);
+            if !files.contains(&header) {
+                files.push(header);
+            }
+        }
+        bytes.extend_from_slice(text.as_bytes());
+    }
+    Ok(bytes)
 }

@@ -5,10 +5,15 @@
 #![allow(clippy::print_stdout)]
 
 mod command;
+mod cuda_toolkit;
 mod fuzz;
 mod golden;
+mod gpu_bundle;
 mod hygiene;
+mod kernels;
 mod licences;
+#[path = "../../crates/cuda/build/nvcc.rs"]
+mod nvcc;
 mod test;
 
 use std::process::ExitCode;
@@ -22,7 +27,13 @@ usage: cargo xtask <verb>
   test              everything a change has to pass
   golden            write the generated files anew
   fuzz [seconds]    run every fuzz target for so long, 60 seconds unless told
-                    (needs cargo-fuzz, a nightly toolchain and a C++ compiler)";
+                    (needs cargo-fuzz, a nightly toolchain and a C++ compiler)
+  cuda-toolkit      install the compiler of the GPU kernels into target
+                    (needs Python 3 with pip, and PyPI)
+  kernels [--all]   compile the GPU kernels and check their machine code: those for
+                    sm_90a and one for each other architecture, or all for all
+  gpu-bundle        make the folder target/gpu-bundle, to be carried to a machine with
+                    a GPU and no Rust; its run.sh runs tests and benchmarks";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -37,6 +48,10 @@ fn main() -> ExitCode {
                 Ok(seconds) => fuzz::run(seconds),
                 Err(_) => Err(format!("`{seconds}` is no number of seconds\n\n{USAGE}")),
             },
+            ["cuda-toolkit"] => cuda_toolkit::run(),
+            ["kernels"] => kernels::run(kernels::Scope::Ordinary),
+            ["kernels", "--all"] => kernels::run(kernels::Scope::All),
+            ["gpu-bundle"] => gpu_bundle::run(),
             _ => Err(USAGE.to_owned()),
         });
     match result {

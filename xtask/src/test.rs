@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::command::{Count, Line};
-use crate::{Failure, hygiene, licences};
+use crate::{Failure, hygiene, kernels, licences};
 
 /// Does its work and says how many tests it ran.
 type Step = fn() -> Result<Count, Failure>;
@@ -13,6 +13,7 @@ const STEPS: &[(&str, Step)] = &[
     ("files in git", hygiene::check),
     ("format", format),
     ("licences", licences::check),
+    ("GPU kernels", kernels::check_ordinary),
     ("lints", lints),
     ("documentation", documentation),
     ("library, with debug assertions and overflow checks", library),
@@ -21,6 +22,10 @@ const STEPS: &[(&str, Step)] = &[
 
 /// Tests that need Python fail without it instead of being skipped.
 const NO_SKIPPING: (&str, &str) = ("CI", "1");
+
+/// The GPU that the crate is compiled for in these steps; the step before them
+/// has compiled for the others too.
+const ONE_GPU: (&str, &str) = (crate::nvcc::ARCH_VARIABLE, "90a");
 
 /// Runs every step; stops at the first that fails.
 pub fn run() -> Result<(), Failure> {
@@ -44,7 +49,10 @@ fn format() -> Result<Count, Failure> {
 
 fn lints() -> Result<Count, Failure> {
     let words = ["cargo", "clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
-    Line::new(&words).run()?;
+    Line { env: &[ONE_GPU], words: &words }.run()?;
+    let words =
+        ["cargo", "clippy", "-p", "transom-cli", "--features", "cuda", "--", "-D", "warnings"];
+    Line { env: &[ONE_GPU], words: &words }.run()?;
     Ok(Count::default())
 }
 
@@ -52,7 +60,7 @@ fn lints() -> Result<Count, Failure> {
 /// command are in part its help texts, where brackets are just brackets.
 fn documentation() -> Result<Count, Failure> {
     let words = ["cargo", "doc", "--workspace", "--lib", "--no-deps", "--document-private-items"];
-    Line { env: &[("RUSTDOCFLAGS", "-D warnings")], words: &words }.run()?;
+    Line { env: &[ONE_GPU, ("RUSTDOCFLAGS", "-D warnings")], words: &words }.run()?;
     Ok(Count::default())
 }
 
@@ -67,5 +75,5 @@ fn library() -> Result<Count, Failure> {
 /// of the fuzz corpus.
 fn everything() -> Result<Count, Failure> {
     let words = ["cargo", "test", "--workspace", "--release"];
-    Line { env: &[NO_SKIPPING], words: &words }.count_tests()
+    Line { env: &[NO_SKIPPING, ONE_GPU], words: &words }.count_tests()
 }

@@ -17,21 +17,6 @@ pub const RELEASE: [&str; 6] = ["80", "86", "89", "90a", "100a", "120"];
 /// Selects architectures of [`RELEASE`], separated by commas; `all` is all of them.
 pub const ARCH_VARIABLE: &str = "TRANSOM_CUDA_ARCH";
 
-/// The architectures that a value of [`ARCH_VARIABLE`] selects, in the order of [`RELEASE`].
-pub fn architectures(value: Option<&str>) -> Result<Vec<&'static str>, String> {
-    let value = value.unwrap_or("all").trim();
-    if value == "all" {
-        return Ok(RELEASE.to_vec());
-    }
-    let wanted: Vec<&str> =
-        value.split(',').map(|name| name.trim().trim_start_matches("sm_")).collect();
-    if let Some(unknown) = wanted.iter().find(|name| !RELEASE.contains(name)) {
-        let known = RELEASE.join(", ");
-        return Err(format!("{ARCH_VARIABLE}: `{unknown}`, expected `all` or a list of {known}"));
-    }
-    Ok(RELEASE.into_iter().filter(|name| wanted.contains(name)).collect())
-}
-
 /// Finds a program of the CUDA toolkit: in the toolkit of this repository, or
 /// on the path. For `nvcc`, the variable NVCC comes first.
 pub fn program(repository: &Path, name: &str) -> Result<PathBuf, String> {
@@ -93,28 +78,4 @@ pub fn sources(kernels: &Path) -> Result<Vec<PathBuf>, String> {
         .collect();
     sources.sort();
     Ok(sources)
-}
-
-/// Everything that decides what a fatbin holds: the source, the headers beside
-/// it that it includes, and the options.
-pub fn ingredients(nvcc: &Path, source: &Path, architectures: &[&str]) -> Result<Vec<u8>, String> {
-    let mut bytes = nvcc.display().to_string().into_bytes();
-    bytes.extend(FLAGS.join(" ").bytes().chain(generate(architectures).join(" ").bytes()));
-    let mut files = vec![source.to_owned()];
-    let mut next = 0;
-    while let Some(file) = files.get(next).cloned() {
-        next += 1;
-        let text = std::fs::read_to_string(&file)
-            .map_err(|error| format!("{}: {error}", file.display()))?;
-        for line in text.lines() {
-            let Some(rest) = line.trim().strip_prefix("#include \"") else { continue };
-            let name = rest.split('"').next().unwrap_or_default();
-            let header = file.parent().expect("a source is in a folder").join(name);
-            if !files.contains(&header) {
-                files.push(header);
-            }
-        }
-        bytes.extend_from_slice(text.as_bytes());
-    }
-    Ok(bytes)
 }

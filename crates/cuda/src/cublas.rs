@@ -8,7 +8,7 @@ use cudarc::cublaslt::{result as lt, sys as lt_sys};
 use crate::bench::{self, Job, Timing};
 use crate::buffer::DeviceBuffer;
 use crate::error::{Error, Result};
-use crate::stream::Stream;
+use crate::stream::{Stream, check_length};
 
 /// What both libraries may use, in bytes.
 const WORKSPACE_BYTES: usize = 64 << 20;
@@ -294,6 +294,54 @@ impl<'a> Product<'a> {
         }
     }
 
+    /// Multiplies with cublasGemmEx: weights `[n, k]`, activations `[m, k]`,
+    /// result `[m, n]`, row-major.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Length`], and what the library reports.
+    pub fn multiply(
+        &self,
+        weights: &DeviceBuffer<u16>,
+        x: &DeviceBuffer<u16>,
+        y: &mut DeviceBuffer<u16>,
+    ) -> Result<()> {
+        self.check_lengths(weights, x, y)?;
+        // SAFETY: the buffers have the sizes; freeing them waits for the product.
+        unsafe { self.launch(&Algorithm::GemmEx, weights.address(), x.address(), y.address()) }
+    }
+
+    /// Times every algorithm and returns the fastest. `weights` are copies of
+    /// the same matrix, [`bench::n_copies`] of them, so that they are read cold.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Length`], and what the libraries report.
+    pub fn time(
+        &self,
+        weights: &[DeviceBuffer<u16>],
+        x: &DeviceBuffer<u16>,
+        y: &mut DeviceBuffer<u16>,
+    ) -> Result<(Algorithm, Timing)> {
+        check_length("copies of the weights", weights.len(), weights.len().max(1))?;
+        weights.iter().try_for_each(|weights| self.check_lengths(weights, x, y))?;
+        let weights: Vec<u64> = weights.iter().map(DeviceBuffer::address).collect();
+        // SAFETY: the buffers have the sizes and live until this returns.
+        unsafe { self.fastest(&weights, x.address(), y.address()) }
+    }
+
+    fn check_lengths(
+        &self,
+        weights: &DeviceBuffer<u16>,
+        x: &DeviceBuffer<u16>,
+        y: &DeviceBuffer<u16>,
+    ) -> Result<()> {
+        let Shape { m, n, k } = self.shape;
+        check_length("weights", weights.len(), n * k)?;
+        check_length("activations", x.len(), m * k)?;
+        check_length("result", y.len(), m * n)
+    }
+
     /// Times every algorithm with weights that are read cold, and returns the
     /// fastest: `weights` are addresses of equal copies.
     ///
@@ -304,7 +352,7 @@ impl<'a> Product<'a> {
     /// # Safety
     ///
     /// As for [`Product::launch`].
-    pub unsafe fn fastest(&self, weights: &[u64], x: u64, y: u64) -> Result<(Algorithm, Timing)> {
+    unsafe fn fastest(&self, weights: &[u64], x: u64, y: u64) -> Result<(Algorithm, Timing)> {
         // An algorithm that cannot do it after all says so at its first launch.
         let able: Vec<&Algorithm> = self
             .algorithms
