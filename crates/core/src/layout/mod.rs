@@ -13,7 +13,7 @@ mod fixed;
 mod rans;
 
 pub(crate) use dense::DenseMatrix;
-pub(crate) use fixed::{Coding, FixedMatrix, unpack_highs};
+pub(crate) use fixed::{Band, CHUNK_ELEMS, Coding, FixedMatrix, GROUP, unpack_highs};
 pub(crate) use rans::RansMatrix;
 
 use crate::dtype::Dtype;
