@@ -155,7 +155,7 @@ impl Coding {
         std::array::from_fn(|code| exponents.get(code).copied().unwrap_or(last))
     }
 
-    fn escape_rate(self, counts: &[u64; 256]) -> f64 {
+    pub(super) fn escape_rate(self, counts: &[u64; 256]) -> f64 {
         let palette = self.choose_palette(counts);
         let exponents = self.exponent_counts(counts);
         let total: u64 = exponents.iter().sum();

@@ -217,6 +217,33 @@ impl FixedMatrix {
         Self { tiling, bands, palette, codes, escapes, counts, band_escapes }
     }
 
+    /// Bytes of memory a record would take, as its frequencies tell; as many
+    /// as dense if it has none or no variant is smaller.
+    pub(crate) fn expected_bytes(record: &Record, weight: WeightType) -> usize {
+        let dense = record.header().content_bytes() as usize;
+        let Some(table) = record.header().table(0) else { return dense };
+        let counts = table.freqs().map(u64::from);
+        let Some(coding) = Coding::smallest(weight, &counts) else { return dense };
+        let bands = Bands::of(record.header().tiling(), coding);
+        let escapes = coding.escape_rate(&counts) * bands.n_elems as f64;
+        let n_bands = bands.n_elems.div_ceil(bands.band_elems) + 1;
+        bands.total_bytes()
+            + escapes as usize * size_of::<Escape>()
+            + bands.n_chunks() * size_of::<u16>()
+            + n_bands * size_of::<usize>()
+    }
+
+    pub(crate) fn into_buffer(self) -> Vec<u8> {
+        self.codes
+    }
+
+    /// Makes every exponent that of NaN and forgets where the escapes are.
+    pub(crate) fn poison(&mut self) {
+        self.palette.fill(0xFF);
+        self.band_escapes.fill(0);
+        self.counts.fill(0);
+    }
+
     pub(crate) const fn tiling(&self) -> &Tiling {
         &self.tiling
     }
