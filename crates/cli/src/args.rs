@@ -148,7 +148,7 @@ pub struct Run {
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub memory: Option<u64>,
     /// Matrices to read ahead, if the memory allows
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = parse_prefetch)]
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = parse_prefetch)]
     pub prefetch: usize,
     #[command(flatten)]
     pub threads: Threads,
@@ -274,7 +274,7 @@ pub struct BenchStream {
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub memory: Option<u64>,
     /// Matrices to read ahead
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = parse_prefetch)]
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = parse_prefetch)]
     pub prefetch: usize,
     /// Read through the system's file cache, as run does for a model that fits
     /// the memory of the machine

@@ -189,14 +189,14 @@ pub struct StoreOptions {
 
 impl StoreOptions {
     /// All matrices in memory, in this layout, on the fastest instruction set
-    /// of the machine; two to be read ahead once the memory is bounded.
+    /// of the machine; four to be read ahead once the memory is bounded.
     #[must_use]
     pub fn new(layout: Layout) -> Self {
         Self {
             layout,
             isa: Isa::best(),
             memory: None,
-            prefetch: 2,
+            prefetch: 4,
             direct: false,
             poison: Poison::Off,
             eviction: Eviction::Scheduled,

@@ -49,20 +49,22 @@ impl Reader {
         n + 3 * PAGE_BYTES
     }
 
-    /// Reads `n` bytes from `start` into `buffer`, whose contents are lost.
-    /// Returns where in it they are.
+    /// Reads `n` bytes from `start` into `buffer`, whose contents are lost and
+    /// which grows if need be. Returns where in it they are.
     pub(crate) fn read(
         &self,
         start: u64,
         n: usize,
         buffer: &mut Vec<u8>,
     ) -> io::Result<Range<usize>> {
+        // It only grows: what is cut off would be filled with zeros again.
+        if buffer.len() < Self::buffer_bytes(n) {
+            buffer.resize(Self::buffer_bytes(n), 0);
+        }
         if !self.direct {
-            buffer.resize(n, 0);
-            self.read_pieces(start, buffer)?;
+            self.read_pieces(start, &mut buffer[..n])?;
             return Ok(0..n);
         }
-        buffer.resize(Self::buffer_bytes(n), 0);
         let first = start / PAGE_BYTES as u64 * PAGE_BYTES as u64;
         let skipped = (start - first) as usize;
         let aligned = buffer.as_ptr().align_offset(PAGE_BYTES);
