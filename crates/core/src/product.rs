@@ -16,7 +16,10 @@ use crate::arch::{self, Inputs, LANES_PER_ROW};
 use crate::error::DecodeError;
 use crate::isa::Isa;
 use crate::layout::{Body, DenseMatrix, FixedMatrix, Matrix, RansMatrix, WeightType};
-use crate::tile::{BLOCK, BLOCK_ELEMS, Order, TILE_ELEMS, TILE_ROWS, Tile, Tiling};
+use crate::split::join_tile_with;
+use crate::tile::{
+    BLOCK, BLOCK_ELEMS, Order, STRIP_ELEMS, TILE_COLS, TILE_ELEMS, TILE_ROWS, Tile, Tiling,
+};
 
 /// Tokens that share one decoding of the weights.
 const MAX_TOKENS: usize = 64;
@@ -175,14 +178,13 @@ impl Matrix {
                 self.multiply_dense(isa, dense, x, rows, y);
                 Ok(())
             }
-            Body::Fixed(fixed) if fixed.tiling().order() == Order::Fragment => {
-                self.multiply_bands(isa, fixed, x, rows, y);
-                Ok(())
-            }
             body => {
                 let strips = Strips::of(body);
                 match strips.tiling().order() {
-                    Order::Fragment => self.multiply_blocks(isa, &strips, x, rows, y),
+                    Order::Fragment if x.len() == self.cols => {
+                        self.multiply_one(isa, &strips, x, rows, y)
+                    }
+                    Order::Fragment => self.multiply_several(isa, &strips, x, rows, y),
                     Order::Linear => self.multiply_runs(isa, &strips, x, rows, y),
                 }
             }
@@ -202,26 +204,8 @@ impl Matrix {
         arch::multiply_dense(isa, self.weight, weights, x, self.cols, y);
     }
 
-    /// Fixed-rate codes in fragment order.
-    fn multiply_bands(
-        &self,
-        isa: Isa,
-        fixed: &FixedMatrix,
-        x: &[f32],
-        rows: Range<usize>,
-        y: &mut [f32],
-    ) {
-        let inputs = Inputs { x, stride: self.cols, n_cols: self.cols };
-        let mut sums = vec![[0.0; BLOCK_ELEMS]; x.len() / self.cols];
-        for row in rows.clone().step_by(BLOCK) {
-            sums.fill([0.0; BLOCK_ELEMS]);
-            arch::accumulate_band(isa, self.weight, fixed.band(row / BLOCK), inputs, &mut sums);
-            self.reduce_block(isa, &sums, row - rows.start, rows.len(), y);
-        }
-    }
-
-    /// Entropy-coded, in fragment order: `rows` is a row of tiles.
-    fn multiply_blocks(
+    /// Fragment order, one token: sums stay in the order of the blocks.
+    fn multiply_one(
         &self,
         isa: Isa,
         strips: &Strips<'_>,
@@ -229,37 +213,65 @@ impl Matrix {
         rows: Range<usize>,
         y: &mut [f32],
     ) -> Result<(), DecodeError> {
-        let n_tokens = x.len() / self.cols;
-        // [strip][token][accumulators of a block]
-        let mut sums = vec![[0.0; BLOCK_ELEMS]; rows.len() / BLOCK * n_tokens];
-        let weight = self.weight;
-        strips.for_each(isa, self.cols, rows.clone(), |strip, planes| {
-            let first = (strip.row_start - rows.start) / BLOCK * n_tokens;
-            let x = Inputs { x: &x[strip.col_start..], stride: self.cols, n_cols: strip.cols };
-            arch::accumulate_blocks(isa, weight, planes, x, &mut sums[first..first + n_tokens]);
-        })?;
-        for (strip, sums) in sums.chunks(n_tokens).enumerate() {
-            self.reduce_block(isa, sums, strip * BLOCK, rows.len(), y);
+        let mut sums = vec![[0.0; BLOCK_ELEMS]; rows.len() / BLOCK];
+        match strips {
+            Strips::Fixed(fixed) => {
+                for (band, sums) in (rows.start / BLOCK..).zip(&mut sums) {
+                    arch::accumulate_band(isa, self.weight, fixed.band(band), x, sums);
+                }
+            }
+            Strips::Rans(_) => strips.for_each(isa, self.cols, rows.clone(), |strip, planes| {
+                let x = &x[strip.col_start..strip.col_start + strip.cols];
+                let sums = &mut sums[(strip.row_start - rows.start) / BLOCK];
+                arch::accumulate_blocks(isa, self.weight, planes, x, sums);
+            })?,
+        }
+        let indices = arch::accumulator_indices(isa, self.weight);
+        for (sums, y) in sums.iter().zip(y.chunks_mut(BLOCK)) {
+            for (y, indices) in y.iter_mut().zip(indices) {
+                *y = arch::all::product::reduce(indices.map(|index| sums[usize::from(index)]));
+            }
         }
         Ok(())
     }
 
-    /// The accumulators of 16 rows, `[token][..]`, become outputs of `n_rows`
-    /// a token, from `first_row` on.
-    fn reduce_block(
+    /// Fragment order, several tokens: strips become rows again, and are then
+    /// multiplied as dense ones are.
+    fn multiply_several(
         &self,
         isa: Isa,
-        sums: &[[f32; BLOCK_ELEMS]],
-        first_row: usize,
-        n_rows: usize,
+        strips: &Strips<'_>,
+        x: &[f32],
+        rows: Range<usize>,
         y: &mut [f32],
-    ) {
-        let indices = arch::accumulator_indices(isa, self.weight);
-        for (sums, y) in sums.iter().zip(y.chunks_mut(n_rows)) {
-            for (y, indices) in y[first_row..].iter_mut().zip(indices) {
-                *y = arch::all::product::reduce(indices.map(|index| sums[usize::from(index)]));
+    ) -> Result<(), DecodeError> {
+        let (cols, weight, n_tokens) = (self.cols, self.weight, x.len() / self.cols);
+        // [row][token]
+        let mut sums = vec![[0.0; LANES_PER_ROW]; rows.len() * n_tokens];
+        let mut weights = [0; STRIP_ELEMS * 2];
+        strips.for_each(isa, cols, rows.clone(), |strip, planes| {
+            // A fixed-rate chunk is narrower than a strip: sums would be loaded
+            // and stored too often.
+            let first_col = strip.col_start / TILE_COLS * TILE_COLS;
+            let n_cols = TILE_COLS.min(cols - first_col);
+            let row_bytes = n_cols * weight.elem_bytes();
+            let weights = &mut weights[..BLOCK * row_bytes];
+            let target = &mut weights[(strip.col_start - first_col) * weight.elem_bytes()..];
+            join_tile_with(isa, weight.dtype(), Order::Fragment, strip, planes, target, row_bytes);
+            if strip.col_start + strip.cols < first_col + n_cols {
+                return;
+            }
+            let inputs = Inputs { x: &x[first_col..], stride: cols, n_cols };
+            let first = (strip.row_start - rows.start) * n_tokens;
+            let sums = &mut sums[first..first + BLOCK * n_tokens];
+            arch::accumulate_rows(isa, weight, weights, inputs, n_tokens, sums);
+        })?;
+        for (row, sums) in sums.chunks(n_tokens).enumerate() {
+            for (y, sums) in y.chunks_mut(rows.len()).zip(sums) {
+                y[row] = arch::all::product::reduce(*sums);
             }
         }
+        Ok(())
     }
 
     /// Linear order: strips are runs of elements that cross rows anywhere.

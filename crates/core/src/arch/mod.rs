@@ -163,33 +163,26 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// Adds the products of a strip of 16x16 blocks to 256 accumulators a token,
-/// whose order is the instruction set's own; see [`accumulator_indices`].
+/// Adds the products of a strip of 16x16 blocks with one token to 256
+/// accumulators, whose order is the instruction set's own; see
+/// [`accumulator_indices`]. `x` is as long as the strip is wide.
 pub(crate) fn accumulate_blocks(
     isa: Isa,
     weight: WeightType,
     planes: [&[u8]; 2],
-    inputs: Inputs<'_>,
-    sums: &mut [[f32; BLOCK_ELEMS]],
+    x: &[f32],
+    sums: &mut [f32; BLOCK_ELEMS],
 ) {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the instruction set is available.
         Isa::Avx512 => unsafe {
-            x86_64::product_avx512::accumulate_blocks(weight, planes, inputs, sums);
+            x86_64::product_avx512::accumulate_blocks(weight, planes, x, sums);
         },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the instruction set is available.
-        Isa::Avx2 => unsafe {
-            for (token, sums) in sums.iter_mut().enumerate() {
-                x86_64::product_avx2::accumulate_blocks(weight, planes, inputs.token(token), sums);
-            }
-        },
-        _ => {
-            for (token, sums) in sums.iter_mut().enumerate() {
-                all::product::accumulate_blocks(weight, planes, inputs.token(token), sums);
-            }
-        }
+        Isa::Avx2 => unsafe { x86_64::product_avx2::accumulate_blocks(weight, planes, x, sums) },
+        _ => all::product::accumulate_blocks(weight, planes, x, sums),
     }
 }
 
@@ -198,23 +191,53 @@ pub(crate) fn accumulate_band(
     isa: Isa,
     weight: WeightType,
     band: Band<'_>,
-    inputs: Inputs<'_>,
-    sums: &mut [[f32; BLOCK_ELEMS]],
+    x: &[f32],
+    sums: &mut [f32; BLOCK_ELEMS],
 ) {
     #[cfg(target_arch = "x86_64")]
-    if let (Isa::Avx512, [sums]) = (isa, &mut *sums) {
+    if isa == Isa::Avx512 {
+        // SAFETY: the instruction set is available.
+        return unsafe { x86_64::product_avx512::accumulate_band(band, x, sums) };
+    }
+    let mut x = x;
+    band.for_each_chunk(isa, |planes| {
+        let now;
+        (now, x) = x.split_at(planes[0].len() / BLOCK);
+        accumulate_blocks(isa, weight, planes, now, sums);
+    });
+}
+
+/// Adds the products of rows of row-major weights, as wide as `inputs`, with
+/// `n_tokens` tokens; `sums` are `[row][token]`.
+pub(crate) fn accumulate_rows(
+    isa: Isa,
+    weight: WeightType,
+    weights: &[u8],
+    inputs: Inputs<'_>,
+    n_tokens: usize,
+    sums: &mut [[f32; LANES_PER_ROW]],
+) {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 {
         // SAFETY: the instruction set is available.
         return unsafe {
-            x86_64::product_avx512::accumulate_band(band, inputs.token(0), sums);
+            x86_64::product_avx512::accumulate_rows(weight, weights, inputs, n_tokens, sums);
         };
     }
-    let mut col = 0;
-    band.for_each_chunk(isa, |planes| {
-        let n_cols = planes[0].len() / BLOCK;
-        let inputs = Inputs { x: &inputs.x[col..], n_cols, ..inputs };
-        accumulate_blocks(isa, weight, planes, inputs, sums);
-        col += n_cols;
-    });
+    let rows = weights.chunks_exact(inputs.n_cols * weight.elem_bytes());
+    for (weights, sums) in rows.zip(sums.chunks_mut(n_tokens)) {
+        for (token, sums) in sums.iter_mut().enumerate() {
+            let x = inputs.token(token);
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the instruction set is available.
+                Isa::Avx2 => unsafe {
+                    x86_64::product_avx2::accumulate_row(weight, weights, x, sums);
+                },
+                _ => all::product::accumulate_row(weight, weights, x, sums),
+            }
+        }
+    }
 }
 
 /// Where [`accumulate_blocks`] leaves the accumulators of each row of a block.

@@ -93,16 +93,27 @@ pub(crate) fn accumulate_run(
     }
 }
 
+/// Adds the products of a row of row-major weights with a token.
+#[inline(always)]
+pub(crate) fn accumulate_row(
+    weight: WeightType,
+    weights: &[u8],
+    x: &[f32],
+    sums: &mut [f32; LANES_PER_ROW],
+) {
+    for (c, x) in x.iter().enumerate() {
+        let sum = &mut sums[c % LANES_PER_ROW];
+        *sum = widen_dense(weight, weights, c).mul_add(*x, *sum);
+    }
+}
+
 /// Multiplies as many rows of row-major weights as `y` has.
 #[inline(always)]
 pub(crate) fn multiply_dense(weight: WeightType, weights: &[u8], x: &[f32], y: &mut [f32]) {
     let row_bytes = x.len() * weight.elem_bytes();
     for (weights, y) in weights.chunks_exact(row_bytes).zip(y) {
         let mut sums = [0.0; LANES_PER_ROW];
-        for (c, x) in x.iter().enumerate() {
-            let sum = &mut sums[c % LANES_PER_ROW];
-            *sum = widen_dense(weight, weights, c).mul_add(*x, *sum);
-        }
+        accumulate_row(weight, weights, x, &mut sums);
         *y = reduce(sums);
     }
 }

@@ -230,101 +230,13 @@ const fn column_indices(half: bool, v: usize) -> [i32; 16] {
 pub(crate) unsafe fn accumulate_blocks(
     weight: WeightType,
     planes: [&[u8]; 2],
-    inputs: Inputs<'_>,
-    sums: &mut [[f32; BLOCK_ELEMS]],
+    x: &[f32],
+    sums: &mut [f32; BLOCK_ELEMS],
 ) {
     if weight.is_half() {
-        block_tokens::<true>(planes, inputs, sums);
+        blocks::<true>(planes, x, sums);
     } else {
-        block_tokens::<false>(planes, inputs, sums);
-    }
-}
-
-/// Tokens in pairs, which share the widened weights; the last one alone.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
-fn block_tokens<const HALF: bool>(
-    planes: [&[u8]; 2],
-    inputs: Inputs<'_>,
-    sums: &mut [[f32; BLOCK_ELEMS]],
-) {
-    let (pairs, last) = sums.as_chunks_mut();
-    let n_paired = 2 * pairs.len();
-    for (pair, sums) in pairs.iter_mut().enumerate() {
-        let x = [inputs.token(2 * pair), inputs.token(2 * pair + 1)];
-        pair_side::<HALF, 0>(planes, x, sums);
-        pair_side::<HALF, 1>(planes, x, sums);
-    }
-    for (token, sums) in last.iter_mut().enumerate() {
-        blocks::<HALF>(planes, inputs.token(n_paired + token), sums);
-    }
-}
-
-/// Multiplies the left (`SIDE` 0) or right half of every block with two
-/// tokens: as many accumulators as one token has for whole blocks.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
-fn pair_side<const HALF: bool, const SIDE: usize>(
-    planes: [&[u8]; 2],
-    x: [&[f32]; 2],
-    sums: &mut [[f32; BLOCK_ELEMS]; 2],
-) {
-    let n_blocks = x[0].len() / BLOCK;
-    assert!(planes.iter().all(|plane| plane.len() >= n_blocks * BLOCK_ELEMS), "planes too short");
-    assert_eq!(x[0].len(), x[1].len(), "tokens of different lengths");
-    let columns = const { [column_indices(HALF, 0), column_indices(HALF, 1)] };
-    let first_column = _mm512_set1_epi32(8 * SIDE as i32);
-    // No vectors through the closures of `map` and the like: the library's side
-    // of those is compiled without AVX-512, and then they are not inlined.
-    // SAFETY: 16 indices each.
-    let order = unsafe {
-        [
-            _mm512_add_epi32(_mm512_loadu_si512(columns[0].as_ptr().cast()), first_column),
-            _mm512_add_epi32(_mm512_loadu_si512(columns[1].as_ptr().cast()), first_column),
-        ]
-    };
-    let mut acc = [[_mm512_setzero_ps(); 8]; 2];
-    for token in 0..2 {
-        for i in 0..8 {
-            // SAFETY: 256 sums, of which each side has half.
-            acc[token][i] =
-                unsafe { _mm512_loadu_ps(sums[token].as_ptr().add(128 * SIDE + 16 * i)) };
-        }
-    }
-    for block in 0..n_blocks {
-        let mut inputs = [[_mm512_setzero_ps(); 2]; 2];
-        for token in 0..2 {
-            // SAFETY: both tokens have 16 activations for the block.
-            let activations = unsafe { _mm512_loadu_ps(x[token].as_ptr().add(block * BLOCK)) };
-            inputs[token][0] = _mm512_permutexvar_ps(order[0], activations);
-            inputs[token][1] = _mm512_permutexvar_ps(order[1], activations);
-        }
-        for quarter in 0..2 {
-            let at = block * BLOCK_ELEMS + 128 * SIDE + 64 * quarter;
-            // SAFETY: the block's 256 elements are there, see above.
-            let (high, low) = unsafe {
-                (
-                    _mm512_loadu_si512(planes[0].as_ptr().add(at).cast()),
-                    _mm512_loadu_si512(planes[1].as_ptr().add(at).cast()),
-                )
-            };
-            let words = [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)];
-            for half in 0..2 {
-                let w = widen::<HALF>(words[half]);
-                let first = 4 * quarter + 2 * half;
-                for token in 0..2 {
-                    let [even, odd] = inputs[token];
-                    acc[token][first] = _mm512_fmadd_ps(w[0], even, acc[token][first]);
-                    acc[token][first + 1] = _mm512_fmadd_ps(w[1], odd, acc[token][first + 1]);
-                }
-            }
-        }
-    }
-    for token in 0..2 {
-        for i in 0..8 {
-            // SAFETY: as above.
-            unsafe {
-                _mm512_storeu_ps(sums[token].as_mut_ptr().add(128 * SIDE + 16 * i), acc[token][i]);
-            }
-        }
+        blocks::<false>(planes, x, sums);
     }
 }
 
@@ -670,22 +582,134 @@ unsafe fn multiply<E: Element, const R: usize, const T: usize>(
     y: &mut [f32],
     n_rows: usize,
 ) {
-    debug_assert!(elems.len() >= R * cols * E::BYTES && x.len() >= T * cols);
     let mut sums = [[_mm512_setzero_ps(); T]; R];
-    let whole = cols / BLOCK * BLOCK;
-    for first in (0..whole).step_by(BLOCK) {
-        // SAFETY: 16 columns from `first` on are inside every row.
-        unsafe { multiply_add::<E, R, T>(elems, x, cols, first, !0, &mut sums) };
-    }
-    if whole < cols {
-        let mask = ((1u32 << (cols - whole)) - 1) as __mmask16;
-        // SAFETY: the mask selects what is left of every row.
-        unsafe { multiply_add::<E, R, T>(elems, x, cols, whole, mask, &mut sums) };
-    }
+    // SAFETY: the caller's promise; tokens lie end to end.
+    unsafe { multiply_add_all::<E, R, T>(elems, x, cols, cols, &mut sums) };
     for (r, sums) in sums.into_iter().enumerate() {
         for (t, sums) in sums.into_iter().enumerate() {
             y[t * n_rows + r] = tree(sums);
         }
+    }
+}
+
+/// See [`crate::arch::accumulate_rows`].
+///
+/// # Safety
+///
+/// AVX-512 as in [`crate::Isa::Avx512`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
+pub(crate) unsafe fn accumulate_rows(
+    weight: WeightType,
+    elems: &[u8],
+    inputs: Inputs<'_>,
+    n_tokens: usize,
+    sums: &mut [[f32; LANES_PER_ROW]],
+) {
+    let row_bytes = inputs.n_cols * weight.elem_bytes();
+    assert_eq!(elems.len(), sums.len() / n_tokens * row_bytes, "rows and sums differ");
+    assert!(inputs.x.len() >= (n_tokens - 1) * inputs.stride + inputs.n_cols, "x ends early");
+    // SAFETY: the lengths agree.
+    unsafe {
+        match weight {
+            WeightType::Bf16 => add_rows::<Bf16>(elems, inputs, n_tokens, sums),
+            WeightType::F16 => add_rows::<F16>(elems, inputs, n_tokens, sums),
+            WeightType::F32 => add_rows::<F32>(elems, inputs, n_tokens, sums),
+        }
+    }
+}
+
+/// # Safety
+///
+/// AVX-512; `elems` holds as many rows as `sums` does, `inputs` `n_tokens` tokens.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
+unsafe fn add_rows<E: Element>(
+    elems: &[u8],
+    inputs: Inputs<'_>,
+    n_tokens: usize,
+    sums: &mut [[f32; LANES_PER_ROW]],
+) {
+    let n_rows = sums.len() / n_tokens;
+    let mut row = 0;
+    while row < n_rows {
+        let rows = if n_rows - row >= SIDE { SIDE } else { 1 };
+        let elems = &elems[row * inputs.n_cols * E::BYTES..];
+        let mut token = 0;
+        while token < n_tokens {
+            let tokens = if n_tokens - token >= SIDE { SIDE } else { 1 };
+            let x = &inputs.x[token * inputs.stride..];
+            let sums = &mut sums[row * n_tokens + token..];
+            // SAFETY: so many rows and tokens are left.
+            unsafe {
+                match (rows, tokens) {
+                    (SIDE, SIDE) => add::<E, SIDE, SIDE>(elems, x, inputs, n_tokens, sums),
+                    (SIDE, _) => add::<E, SIDE, 1>(elems, x, inputs, n_tokens, sums),
+                    (_, SIDE) => add::<E, 1, SIDE>(elems, x, inputs, n_tokens, sums),
+                    _ => add::<E, 1, 1>(elems, x, inputs, n_tokens, sums),
+                }
+            }
+            token += tokens;
+        }
+        row += rows;
+    }
+}
+
+/// Adds the products of `R` rows with `T` tokens; sums of a row are `n_tokens`
+/// from those of the next.
+///
+/// # Safety
+///
+/// AVX-512; `elems` has `R` rows, `x` has `T` tokens at the distance `inputs` names.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
+unsafe fn add<E: Element, const R: usize, const T: usize>(
+    elems: &[u8],
+    x: &[f32],
+    inputs: Inputs<'_>,
+    n_tokens: usize,
+    sums: &mut [[f32; LANES_PER_ROW]],
+) {
+    let mut acc = [[_mm512_setzero_ps(); T]; R];
+    for r in 0..R {
+        for t in 0..T {
+            // SAFETY: 16 sums.
+            acc[r][t] = unsafe { _mm512_loadu_ps(sums[r * n_tokens + t].as_ptr()) };
+        }
+    }
+    // SAFETY: the caller's promise.
+    unsafe { multiply_add_all::<E, R, T>(elems, x, inputs.n_cols, inputs.stride, &mut acc) };
+    for r in 0..R {
+        for t in 0..T {
+            // SAFETY: 16 sums.
+            unsafe { _mm512_storeu_ps(sums[r * n_tokens + t].as_mut_ptr(), acc[r][t]) };
+        }
+    }
+}
+
+/// Adds all columns of `R` rows, which lie end to end, and `T` tokens, which
+/// are `stride` apart.
+///
+/// # Safety
+///
+/// AVX-512; `elems` has `R` rows, `x` has `T` tokens.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
+unsafe fn multiply_add_all<E: Element, const R: usize, const T: usize>(
+    elems: &[u8],
+    x: &[f32],
+    cols: usize,
+    stride: usize,
+    sums: &mut [[__m512; T]; R],
+) {
+    debug_assert!(elems.len() >= R * cols * E::BYTES && x.len() >= (T - 1) * stride + cols);
+    let whole = cols / BLOCK * BLOCK;
+    for first in (0..whole).step_by(BLOCK) {
+        // SAFETY: 16 columns from `first` on are inside every row.
+        unsafe { multiply_add::<E, R, T>(elems, x, [cols, stride], first, !0, sums) };
+    }
+    if whole < cols {
+        let mask = ((1u32 << (cols - whole)) - 1) as __mmask16;
+        // SAFETY: the mask selects what is left of every row.
+        unsafe { multiply_add::<E, R, T>(elems, x, [cols, stride], whole, mask, sums) };
     }
 }
 
@@ -699,7 +723,7 @@ unsafe fn multiply<E: Element, const R: usize, const T: usize>(
 unsafe fn multiply_add<E: Element, const R: usize, const T: usize>(
     elems: &[u8],
     x: &[f32],
-    cols: usize,
+    [cols, stride]: [usize; 2],
     first: usize,
     mask: __mmask16,
     sums: &mut [[__m512; T]; R],
@@ -707,7 +731,7 @@ unsafe fn multiply_add<E: Element, const R: usize, const T: usize>(
     let mut inputs = [_mm512_setzero_ps(); T];
     for (t, inputs) in inputs.iter_mut().enumerate() {
         // SAFETY: the caller's promise.
-        *inputs = unsafe { _mm512_maskz_loadu_ps(mask, x.as_ptr().add(t * cols + first)) };
+        *inputs = unsafe { _mm512_maskz_loadu_ps(mask, x.as_ptr().add(t * stride + first)) };
     }
     for (r, sums) in sums.iter_mut().enumerate() {
         // SAFETY: as above.
