@@ -57,6 +57,9 @@ impl Reader {
         n: usize,
         buffer: &mut Vec<u8>,
     ) -> io::Result<Range<usize>> {
+        if start.saturating_add(n as u64) > self.file_bytes {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         // It only grows: what is cut off would be filled with zeros again.
         if buffer.len() < Self::buffer_bytes(n) {
             buffer.resize(Self::buffer_bytes(n), 0);
@@ -96,8 +99,8 @@ impl Reader {
         })
     }
 
-    /// Fills a piece. Without the file cache the last page of the file may be
-    /// read short of its end, as it is.
+    /// Fills a piece. Without the file cache the last page is asked for whole,
+    /// and the file may end within it.
     fn read_piece(&self, start: u64, piece: &mut [u8]) -> io::Result<()> {
         let in_file = self.file_bytes.saturating_sub(start).min(piece.len() as u64) as usize;
         if in_file == piece.len() {

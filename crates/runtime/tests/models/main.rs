@@ -2,6 +2,7 @@
 
 mod bits;
 mod config;
+mod dtypes;
 mod reference;
 mod store;
 mod stories;
