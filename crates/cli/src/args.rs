@@ -143,6 +143,13 @@ pub struct Run {
     /// How weights lie in memory [default: dense for an original, fixed for a packed model]
     #[arg(long, value_name = "LAYOUT", value_enum)]
     pub layout: Option<LayoutName>,
+    /// Memory that weights may take, as 6000000000, 6GB or 5.5GiB; matrices beyond
+    /// that are read from the file for every token [default: everything, if it fits]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub memory: Option<u64>,
+    /// Matrices to read ahead, if the memory allows
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = parse_prefetch)]
+    pub prefetch: usize,
     #[command(flatten)]
     pub threads: Threads,
     #[command(flatten)]
@@ -192,6 +199,8 @@ pub enum Bench {
     Codec(BenchCodec),
     /// Speed of the matrix product from compressed weights
     Matmul(BenchMatmul),
+    /// Speed of a model whose weights are read from a file, packed against original
+    Stream(BenchStream),
 }
 
 /// `transom bench codec`.
@@ -243,6 +252,40 @@ pub struct BenchMatmul {
     /// Element types to measure
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_enum, default_value = "bf16")]
     pub dtype: Vec<WeightName>,
+    #[command(flatten)]
+    pub threads: Threads,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `transom bench stream`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Both models run under the same bound of memory, in turns, over the same tokens.
+Before every turn the system is asked to forget the files, so that they are read
+from the disk. The logits must be identical; exit code 1 means that they are
+not. The result is the median of the turns.")]
+pub struct BenchStream {
+    /// Original checkpoint directory
+    pub original: PathBuf,
+    /// The same, packed
+    pub packed: PathBuf,
+    /// Memory that weights may take [default: a tenth of the original's size]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub memory: Option<u64>,
+    /// Matrices to read ahead
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = parse_prefetch)]
+    pub prefetch: usize,
+    /// Read through the system's file cache, as run does for a model that fits
+    /// the memory of the machine
+    #[arg(long)]
+    pub cached: bool,
+    /// Tokens of each turn, one after the other
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = parse_positive)]
+    pub tokens: usize,
+    /// Turns of each
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = parse_positive)]
+    pub turns: usize,
     #[command(flatten)]
     pub threads: Threads,
     #[command(flatten)]
@@ -350,6 +393,40 @@ fn parse_positive(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n) if (1..=MAX_COUNT).contains(&n) => Ok(n),
         _ => Err(format!("expected a number from 1 to {MAX_COUNT}")),
+    }
+}
+
+/// Most matrices to read ahead: more than any model has.
+const MAX_PREFETCH: usize = 1 << 20;
+
+fn parse_prefetch(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if n <= MAX_PREFETCH => Ok(n),
+        _ => Err(format!("expected a number from 0 to {MAX_PREFETCH}")),
+    }
+}
+
+/// A number of bytes, with a decimal or binary unit or none.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, f64); 10] = [
+        ("KiB", 1024.0),
+        ("MiB", 1048576.0),
+        ("GiB", 1073741824.0),
+        ("TiB", 1099511627776.0),
+        ("kB", 1e3),
+        ("KB", 1e3),
+        ("MB", 1e6),
+        ("GB", 1e9),
+        ("TB", 1e12),
+        ("B", 1.0),
+    ];
+    let (number, unit) = UNITS
+        .iter()
+        .find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit)))
+        .unwrap_or((text, 1.0));
+    match number.trim_end().parse::<f64>() {
+        Ok(n) if (0.0..1e18).contains(&(n * unit)) => Ok((n * unit) as u64),
+        _ => Err("expected a number of bytes, as 6000000000, 6GB or 5.5GiB".into()),
     }
 }
 

@@ -28,6 +28,24 @@ pub(crate) fn memory_limit_bytes() -> Option<u64> {
     fs::read_to_string(limit).ok()?.trim().parse().ok()
 }
 
+/// Bytes of memory this process can still get: what the machine has available,
+/// or what its control group allows, whichever is less.
+pub(crate) fn available_bytes() -> Option<u64> {
+    let (_, available) = memory_bytes()?;
+    Some(memory_limit_bytes().map_or(available, |limit| available.min(limit)))
+}
+
+/// Asks the system to forget the pages of a file that it holds, so that the
+/// next reader finds the file on the disk. Without effect on systems that
+/// cannot.
+pub(crate) fn forget_file(path: &Path) -> std::io::Result<()> {
+    let file = fs::File::open(path)?;
+    #[cfg(target_os = "linux")]
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+    let _ = file;
+    Ok(())
+}
+
 /// Most memory this process ever had resident, in bytes (`VmHWM`).
 pub(crate) fn peak_rss_bytes() -> Option<u64> {
     kib_field(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM")

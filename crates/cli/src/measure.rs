@@ -10,6 +10,11 @@ pub(crate) const N_ROUNDS: usize = 5;
 pub(crate) struct Samples(Vec<f64>);
 
 impl Samples {
+    /// Adds a run.
+    pub(crate) fn push(&mut self, seconds: f64) {
+        self.0.push(seconds);
+    }
+
     /// The middle one; the mean of the two middle ones if their number is even.
     ///
     /// # Panics

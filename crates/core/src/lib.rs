@@ -31,4 +31,6 @@ pub use dtype::Dtype;
 pub use error::{DecodeError, EncodeError, TableError, TileError};
 pub use io::ReadAt;
 pub use isa::Isa;
-pub use record::{Record, RecordHeader, RecordWriter, TensorStatistics, encode_record};
+pub use record::{
+    Record, RecordHeader, RecordPlace, RecordWriter, TensorStatistics, encode_record,
+};

@@ -16,7 +16,10 @@ use crate::arch::{self, Inputs, LANES_PER_ROW};
 use crate::error::DecodeError;
 use crate::isa::Isa;
 use crate::layout::{Body, DenseMatrix, FixedMatrix, Matrix, RansMatrix, WeightType};
-use crate::tile::{BLOCK, BLOCK_ELEMS, Order, STRIP_ELEMS, TILE_ELEMS, TILE_ROWS, Tile, Tiling};
+use crate::split::join_tile_with;
+use crate::tile::{
+    BLOCK, BLOCK_ELEMS, Order, STRIP_ELEMS, TILE_COLS, TILE_ELEMS, TILE_ROWS, Tile, Tiling,
+};
 
 /// Tokens that share one decoding of the weights.
 const MAX_TOKENS: usize = 64;
@@ -25,6 +28,8 @@ const MAX_TOKENS: usize = 64;
 const MAX_RUN_ROWS: usize = 4096;
 /// Rows of a dense matrix that one task multiplies.
 const DENSE_ROWS: usize = 64;
+/// The same for fixed-rate codes in fragment order: whole bands.
+const FIXED_ROWS: usize = 64;
 
 impl Matrix {
     /// Multiplies: `y[t][r] = sum over c of x[t][c] * W[r][c]`.
@@ -137,7 +142,7 @@ impl Matrix {
             body => {
                 let strips = Strips::of(body);
                 let order = strips.tiling().order();
-                strips.for_each(isa, self.tiles_of_rows(&(row..row + 1)), |strip, planes| {
+                strips.for_each(isa, self.cols, row..row + 1, |strip, planes| {
                     let holds_row = order == Order::Linear
                         || (strip.row_start..strip.row_start + strip.rows).contains(&row);
                     if holds_row {
@@ -148,31 +153,17 @@ impl Matrix {
         }
     }
 
-    /// Rows that are multiplied together: whole rows of tiles where there are.
+    /// Rows that one task multiplies: whole bands or rows of tiles where there are.
     fn row_ranges(&self) -> Vec<Range<usize>> {
         let step = match &self.body {
             Body::Dense(_) => DENSE_ROWS,
+            Body::Fixed(fixed) if fixed.tiling().order() == Order::Fragment => FIXED_ROWS,
             body => match Strips::of(body).tiling().order() {
                 Order::Fragment => TILE_ROWS,
                 Order::Linear => (4 * TILE_ELEMS).div_ceil(self.cols).min(MAX_RUN_ROWS),
             },
         };
         (0..self.rows).step_by(step).map(|row| row..self.rows.min(row + step)).collect()
-    }
-
-    /// The tiles that hold any of these rows.
-    fn tiles_of_rows(&self, rows: &Range<usize>) -> Range<usize> {
-        let Some(strips) = Strips::new(&self.body) else { return 0..0 };
-        let tiling = strips.tiling();
-        match tiling.order() {
-            Order::Fragment => {
-                let across = tiling.tiles_across();
-                rows.start / TILE_ROWS * across..rows.end.div_ceil(TILE_ROWS) * across
-            }
-            Order::Linear => {
-                rows.start * self.cols / TILE_ELEMS..(rows.end * self.cols).div_ceil(TILE_ELEMS)
-            }
-        }
     }
 
     fn multiply_rows(
@@ -190,7 +181,10 @@ impl Matrix {
             body => {
                 let strips = Strips::of(body);
                 match strips.tiling().order() {
-                    Order::Fragment => self.multiply_blocks(isa, &strips, x, rows, y),
+                    Order::Fragment if x.len() == self.cols => {
+                        self.multiply_one(isa, &strips, x, rows, y)
+                    }
+                    Order::Fragment => self.multiply_several(isa, &strips, x, rows, y),
                     Order::Linear => self.multiply_runs(isa, &strips, x, rows, y),
                 }
             }
@@ -210,8 +204,8 @@ impl Matrix {
         arch::multiply_dense(isa, self.weight, weights, x, self.cols, y);
     }
 
-    /// Fragment order: `rows` is a row of tiles.
-    fn multiply_blocks(
+    /// Fragment order, one token: sums stay in the order of the blocks.
+    fn multiply_one(
         &self,
         isa: Isa,
         strips: &Strips<'_>,
@@ -219,27 +213,62 @@ impl Matrix {
         rows: Range<usize>,
         y: &mut [f32],
     ) -> Result<(), DecodeError> {
-        let n_tokens = x.len() / self.cols;
-        // [strip][token][accumulators of a block]
-        let mut sums = vec![0.0; rows.len() * BLOCK * n_tokens];
-        let weight = self.weight;
-        strips.for_each(isa, self.tiles_of_rows(&rows), |strip, planes| {
-            let first = (strip.row_start - rows.start) * BLOCK * n_tokens;
-            let sums = &mut sums[first..first + BLOCK_ELEMS * n_tokens];
-            let (sums, _) = sums.as_chunks_mut();
-            let x = Inputs { x: &x[strip.col_start..], stride: self.cols, n_cols: strip.cols };
-            arch::accumulate_blocks(isa, weight, planes, x, sums);
+        let mut sums = vec![[0.0; BLOCK_ELEMS]; rows.len() / BLOCK];
+        match strips {
+            Strips::Fixed(fixed) => {
+                for (band, sums) in (rows.start / BLOCK..).zip(&mut sums) {
+                    arch::accumulate_band(isa, self.weight, fixed.band(band), x, sums);
+                }
+            }
+            Strips::Rans(_) => strips.for_each(isa, self.cols, rows.clone(), |strip, planes| {
+                let x = &x[strip.col_start..strip.col_start + strip.cols];
+                let sums = &mut sums[(strip.row_start - rows.start) / BLOCK];
+                arch::accumulate_blocks(isa, self.weight, planes, x, sums);
+            })?,
+        }
+        let indices = arch::accumulator_indices(isa, self.weight);
+        for (sums, y) in sums.iter().zip(y.chunks_mut(BLOCK)) {
+            for (y, indices) in y.iter_mut().zip(indices) {
+                *y = arch::all::product::reduce(indices.map(|index| sums[usize::from(index)]));
+            }
+        }
+        Ok(())
+    }
+
+    /// Fragment order, several tokens: strips become rows again, and are then
+    /// multiplied as dense ones are.
+    fn multiply_several(
+        &self,
+        isa: Isa,
+        strips: &Strips<'_>,
+        x: &[f32],
+        rows: Range<usize>,
+        y: &mut [f32],
+    ) -> Result<(), DecodeError> {
+        let (cols, weight, n_tokens) = (self.cols, self.weight, x.len() / self.cols);
+        // [row][token]
+        let mut sums = vec![[0.0; LANES_PER_ROW]; rows.len() * n_tokens];
+        let mut weights = [0; STRIP_ELEMS * 2];
+        strips.for_each(isa, cols, rows.clone(), |strip, planes| {
+            // A fixed-rate chunk is narrower than a strip: sums would be loaded
+            // and stored too often.
+            let first_col = strip.col_start / TILE_COLS * TILE_COLS;
+            let n_cols = TILE_COLS.min(cols - first_col);
+            let row_bytes = n_cols * weight.elem_bytes();
+            let weights = &mut weights[..BLOCK * row_bytes];
+            let target = &mut weights[(strip.col_start - first_col) * weight.elem_bytes()..];
+            join_tile_with(isa, weight.dtype(), Order::Fragment, strip, planes, target, row_bytes);
+            if strip.col_start + strip.cols < first_col + n_cols {
+                return;
+            }
+            let inputs = Inputs { x: &x[first_col..], stride: cols, n_cols };
+            let first = (strip.row_start - rows.start) * n_tokens;
+            let sums = &mut sums[first..first + BLOCK * n_tokens];
+            arch::accumulate_rows(isa, weight, weights, inputs, n_tokens, sums);
         })?;
-        let places = arch::accumulator_places(isa, weight);
-        for (strip, sums) in sums.chunks(BLOCK_ELEMS * n_tokens).enumerate() {
-            for (sums, y) in sums.chunks(BLOCK_ELEMS).zip(y.chunks_mut(rows.len())) {
-                let mut lanes = [[0.0; LANES_PER_ROW]; BLOCK];
-                for (sum, &(row, lane)) in sums.iter().zip(places.iter()) {
-                    lanes[usize::from(row)][usize::from(lane)] = *sum;
-                }
-                for (y, lanes) in y[strip * BLOCK..].iter_mut().zip(lanes) {
-                    *y = arch::all::product::reduce(lanes);
-                }
+        for (row, sums) in sums.chunks(n_tokens).enumerate() {
+            for (y, sums) in y.chunks_mut(rows.len()).zip(sums) {
+                y[row] = arch::all::product::reduce(*sums);
             }
         }
         Ok(())
@@ -257,7 +286,7 @@ impl Matrix {
         let n_tokens = x.len() / self.cols;
         let mut sums = vec![[0.0; LANES_PER_ROW]; rows.len() * n_tokens];
         let (cols, weight) = (self.cols, self.weight);
-        strips.for_each(isa, self.tiles_of_rows(&rows), |strip, planes| {
+        strips.for_each(isa, self.cols, rows.clone(), |strip, planes| {
             let elements = strip.col_start..strip.col_start + strip.cols;
             let first_row = (elements.start / cols).max(rows.start);
             let end_row = elements.end.div_ceil(cols).min(rows.end);
@@ -307,35 +336,37 @@ impl<'a> Strips<'a> {
         }
     }
 
-    /// Decodes the strips of some tiles. The strips of one row of tiles come
-    /// with columns ascending, those of linear order with elements ascending.
+    /// Decodes the strips that hold any of `rows`, of `cols` elements each.
+    /// Those of the same rows come with columns ascending, those of linear
+    /// order with elements ascending.
     fn for_each(
         &self,
         isa: Isa,
-        tiles: Range<usize>,
+        cols: usize,
+        rows: Range<usize>,
         mut sink: impl FnMut(&Tile, [&[u8]; 2]),
     ) -> Result<(), DecodeError> {
-        match self {
-            Self::Fixed(fixed) => {
-                let order = fixed.tiling().order();
-                let mut high = [0; STRIP_ELEMS];
-                for index in tiles {
-                    for (s, strip) in fixed.tiling().tile(index).strips(order).enumerate() {
-                        let planes = fixed.strip(isa, index, s, strip.n_elems(), &mut high);
-                        sink(&strip, planes);
-                    }
-                }
-                Ok(())
+        let linear_tiles = rows.start * cols / TILE_ELEMS..(rows.end * cols).div_ceil(TILE_ELEMS);
+        match (self, self.tiling().order()) {
+            (Self::Fixed(fixed), Order::Linear) => fixed.for_each_chunk(isa, linear_tiles, sink),
+            (Self::Fixed(fixed), Order::Fragment) => {
+                let bands = rows.start / BLOCK..rows.end.div_ceil(BLOCK);
+                fixed.for_each_chunk(isa, bands, sink);
             }
             // Tiles decoded together give their strips in turn, so in linear
             // order, where a row goes on in the next tile, one at a time.
-            Self::Rans(rans) if rans.tiling().order() == Order::Linear => tiles
-                .into_iter()
-                .try_for_each(|i| rans.for_each_strip(isa, i..i + 1, |_, s, p| sink(s, p))),
-            Self::Rans(rans) => {
-                rans.for_each_strip(isa, tiles, |_, strip, planes| sink(strip, planes))
+            (Self::Rans(rans), Order::Linear) => {
+                for tile in linear_tiles {
+                    rans.for_each_strip(isa, tile..tile + 1, |_, s, p| sink(s, p))?;
+                }
+            }
+            (Self::Rans(rans), Order::Fragment) => {
+                let across = self.tiling().tiles_across();
+                let tiles = rows.start / TILE_ROWS * across..rows.end.div_ceil(TILE_ROWS) * across;
+                rans.for_each_strip(isa, tiles, |_, strip, planes| sink(strip, planes))?;
             }
         }
+        Ok(())
     }
 }
 

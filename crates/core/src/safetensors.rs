@@ -263,7 +263,7 @@ fn check_entries(entries: &[Entry]) -> Result<(), SafetensorsError> {
             (Some(_), None) => continue,
             (None, _) => None,
         };
-        if n_bits != entry.n_bytes().checked_mul(8) {
+        if n_bits.is_none() || n_bits != entry.n_bytes().checked_mul(8) {
             return Err(SafetensorsError::TensorBytes {
                 tensor: tensor(),
                 dtype: entry.dtype.clone(),
@@ -327,7 +327,7 @@ impl<'de> Visitor<'de> for FieldsVisitor {
                 return Err(A::Error::custom(format!("duplicate name `{name}`")));
             }
             if name == METADATA {
-                fields.metadata = Some(map.next_value()?);
+                fields.metadata = map.next_value()?;
                 continue;
             }
             let Info { dtype, shape, data_offsets: [start, end] } = map.next_value()?;
@@ -363,6 +363,11 @@ mod tests {
     }
 
     #[test]
+    fn metadata_may_be_null() {
+        assert!(parse(r#"{"__metadata__":null}"#, 0).unwrap().metadata().is_none());
+    }
+
+    #[test]
     fn invalid_headers_are_refused_each_for_its_reason() {
         use SafetensorsError as E;
         let one = |dtype: &str, shape: &str, start: u64, end: u64| {
@@ -383,6 +388,10 @@ mod tests {
             parse(&one("F32", "[4294967296,4294967296,4]", 0, 4), 4),
             Err(E::TensorBytes { .. })
         ));
+        // More bits than a u64 counts, on both sides.
+        let many = 1 << 62;
+        let error = parse(&one("F64", "[4611686018427387904,8]", 0, many), many);
+        assert!(matches!(error, Err(E::TensorBytes { .. })));
         assert!(parse(&one("NEW_TYPE", "[3]", 0, 4), 4).is_ok());
         let twice = r#"{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#;
         let error = parse(twice, 0).unwrap_err().to_string();

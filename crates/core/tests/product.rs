@@ -1,7 +1,7 @@
 //! Products from every layout and instruction set: the same bits as a plain loop.
 
 use transom::layout::{Layout, Matrix, WeightType};
-use transom::{Dtype, Isa, Record, encode_record};
+use transom::{DecodeError, Dtype, Isa, Record, encode_record};
 
 /// A small generator: xorshift, and from it roughly normal numbers.
 struct Random(u64);
@@ -305,6 +305,93 @@ fn a_source_that_ends_early_is_an_error_in_every_layout() {
             let weight = WeightType::Bf16;
             let matrix = Matrix::from_dense(&short, 0, shape, weight, layout, Isa::best());
             assert!(matrix.is_err(), "{layout:?} {shape:?}");
+        }
+    }
+}
+
+#[test]
+fn a_poisoned_matrix_gives_no_plausible_number_in_any_layout() {
+    for weight in [WeightType::Bf16, WeightType::F16, WeightType::F32] {
+        for shape in [[144, 528], [33, 65]] {
+            let bytes = gaussian(weight, shape);
+            for layout in Layout::ALL {
+                for isa in isas() {
+                    let context = format!("{weight:?} {shape:?} {layout:?} {isa:?}");
+                    let mut matrix =
+                        Matrix::from_dense(&bytes[..], 0, shape, weight, layout, isa).unwrap();
+                    matrix.poison();
+                    let mut y = vec![0.0; shape[0]];
+                    match matrix.multiply_with(isa, &vec![1.0; shape[1]], &mut y) {
+                        Ok(()) => assert!(y.iter().all(|y| !y.is_finite()), "{context}"),
+                        Err(error) => {
+                            assert!(
+                                matches!(error, DecodeError::Tile { .. }),
+                                "{context}: {error}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn tiles_anywhere_in_a_buffer_make_the_matrix_and_damaged_ones_do_not() {
+    for weight in [WeightType::Bf16, WeightType::F16, WeightType::F32] {
+        let shape = [144, 528];
+        let bytes = gaussian(weight, shape);
+        let dtype = weight.dtype();
+        let record_shape = if dtype == Dtype::Opaque { vec![bytes.len()] } else { shape.to_vec() };
+        let packed = encode_record(Isa::best(), dtype, &record_shape, &bytes).unwrap();
+        let record = Record::read(&packed, 0, packed.len() as u64).unwrap();
+        let range = record.place().tiles_range();
+        let tiles = &packed[range.start as usize..range.end as usize];
+        let buffer = [&[0xA5; 77][..], tiles, &[0xA5; 13]].concat();
+        let inside = 77..77 + tiles.len();
+        let make = |buffer: &[u8], range| {
+            Matrix::from_tiles(record.place().record(), buffer.to_vec(), range, shape, weight)
+        };
+        let x: Vec<f32> = (0..528).map(|i| (i % 13) as f32 - 6.0).collect();
+        let mut y = vec![f32::NAN; shape[0]];
+        let matrix = make(&buffer, inside.clone()).unwrap();
+        matrix.multiply_with(Isa::best(), &x, &mut y).unwrap();
+        assert_eq!(bits(&y), bits(&reference(weight, &bytes, shape, &x)), "{weight:?}");
+        assert_eq!(matrix.into_buffer(), buffer);
+        let short = make(&buffer, inside.start..inside.end - 1);
+        assert!(matches!(short, Err(DecodeError::RecordTruncated { .. })));
+        for at in [inside.start, inside.start + tiles.len() / 2, inside.end - 1] {
+            let mut damaged = buffer.clone();
+            damaged[at] ^= 4;
+            let error = make(&damaged, inside.clone());
+            assert!(matches!(error, Err(DecodeError::TileChecksum { .. })), "{weight:?} {at}");
+        }
+        let other = Matrix::from_tiles(record, buffer, inside, [528, 144], weight);
+        assert!(weight == WeightType::F32 || matches!(other, Err(DecodeError::Slice { .. })));
+    }
+}
+
+#[test]
+fn the_expected_size_is_the_size() {
+    for weight in [WeightType::Bf16, WeightType::F16, WeightType::F32] {
+        for shape in [[1024, 1024], [33, 4097]] {
+            let bytes = gaussian(weight, shape);
+            let dtype = weight.dtype();
+            let flat = if dtype == Dtype::Opaque { vec![bytes.len()] } else { shape.to_vec() };
+            let packed = encode_record(Isa::best(), dtype, &flat, &bytes).unwrap();
+            let record = Record::read(&packed, 0, packed.len() as u64).unwrap();
+            for layout in Layout::ALL {
+                let isa = Isa::best();
+                let matrix = Matrix::from_record(&record, &packed, shape, weight, layout, isa);
+                let found = matrix.unwrap().resident_bytes() as f64;
+                let expected = Matrix::expected_bytes(&record, weight, layout) as f64;
+                let exact = layout != Layout::Fixed;
+                let ratio = found / expected;
+                assert!(
+                    if exact { ratio == 1.0 } else { (0.99..1.01).contains(&ratio) },
+                    "{ratio}"
+                );
+            }
         }
     }
 }

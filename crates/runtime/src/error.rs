@@ -3,7 +3,6 @@
 use std::io;
 use std::path::PathBuf;
 
-use transom::DecodeError;
 use transom::checkpoint::CheckpointError;
 
 /// A model cannot be loaded or run.
@@ -93,13 +92,13 @@ pub enum RuntimeError {
     #[error("{0}")]
     Checkpoint(#[from] CheckpointError),
 
-    /// A tensor's weights do not decode.
-    #[error("tensor `{tensor}`: {source}")]
-    Product {
-        /// The tensor.
-        tensor: String,
-        /// What is wrong.
-        source: DecodeError,
+    /// The weights do not fit the memory they may take.
+    #[error("weights may take {found} bytes of memory, this model needs at least {expected}")]
+    Memory {
+        /// The budget.
+        found: u64,
+        /// The least that would do.
+        expected: u64,
     },
 
     // === Text ===============================================================

@@ -20,10 +20,12 @@ mod math;
 mod model;
 pub mod rope;
 pub mod sampler;
+pub mod store;
 mod tensors;
 pub mod tiny;
 pub mod tokenizer;
 mod weights;
 
 pub use error::RuntimeError;
-pub use model::{DEFAULT_CHUNK, LoadOptions, LoadProgress, Model, Session};
+pub use model::{DEFAULT_CHUNK, LoadProgress, Model, Session};
+pub use store::StoreOptions;

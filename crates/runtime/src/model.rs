@@ -1,11 +1,12 @@
 //! A decoder with its weights, and one run of it over a sequence.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use rayon::prelude::*;
+use transom::Isa;
 use transom::checkpoint::Checkpoint;
-use transom::layout::{Layout, Matrix};
-use transom::{DecodeError, Isa};
+use transom::layout::Layout;
 
 use crate::attention::LayerCache;
 use crate::chat::ChatTemplate;
@@ -13,26 +14,10 @@ use crate::config::Config;
 use crate::error::RuntimeError;
 use crate::math::{add, rms_norm, rms_norm_in_place, swiglu};
 use crate::rope::{rotate, rotation};
+use crate::store::{self, Ids, MatrixId, Plan, Residency, StoreOptions, WeightStore, Weights};
 use crate::tensors;
 use crate::tokenizer::Tokenizer;
 use crate::weights::Loader;
-
-/// How weights are held and multiplied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LoadOptions {
-    /// How the weights lie in memory.
-    pub layout: Layout,
-    /// The instruction set that decodes and multiplies them.
-    pub isa: Isa,
-}
-
-impl LoadOptions {
-    /// This layout, on the fastest instruction set of the machine.
-    #[must_use]
-    pub fn new(layout: Layout) -> Self {
-        Self { layout, isa: Isa::best() }
-    }
-}
 
 /// How far loading has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,9 +33,7 @@ pub struct LoadProgress {
 /// A matrix and what is added to its product.
 #[derive(Debug)]
 struct Linear {
-    /// Name of the weight's tensor.
-    name: String,
-    weight: Matrix,
+    weight: MatrixId,
     bias: Option<Vec<f32>>,
 }
 
@@ -69,73 +52,82 @@ struct Layer {
     down: Linear,
 }
 
-/// A model in memory. Logits depend on weights and tokens only: not on the
+/// A model that is ready to run. Logits depend on weights and tokens only: not on the
 /// layout, the threads, the instruction set or how a prompt is cut.
 #[derive(Debug)]
 pub struct Model {
     config: Config,
-    isa: Isa,
     tokenizer: Tokenizer,
     tokenizer_config: Option<Vec<u8>>,
     chat_template: Option<Vec<u8>>,
     inverse_frequencies: Vec<f32>,
-    embedding: Linear,
     layers: Vec<Layer>,
     final_norm: Vec<f32>,
-    /// `None` if it is the embedding.
-    head: Option<Linear>,
-    weights_bytes: usize,
+    ids: Ids,
+    weights: Box<dyn Weights>,
+    /// What its store has decided, if it has one.
+    residency: Option<Residency>,
+    /// Bytes of norms and biases.
+    vectors_bytes: usize,
 }
 
 impl Model {
-    /// Loads an original or packed checkpoint directory.
+    /// Loads an original or packed checkpoint directory, with its matrices in
+    /// a [`WeightStore`].
     ///
     /// # Errors
     ///
     /// If the model is not supported, files or tensors are missing or of
-    /// another shape than `config.json` gives, or weights do not decode.
+    /// another shape than `config.json` gives, weights do not decode, or
+    /// `options` allow less memory than the model needs
+    /// ([`RuntimeError::Memory`]).
     pub fn load(
         path: &Path,
-        options: LoadOptions,
+        options: StoreOptions,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self, RuntimeError> {
-        let checkpoint = Checkpoint::open(path)?;
-        let required = |file| -> Result<Vec<u8>, RuntimeError> {
-            checkpoint.file_bytes(file)?.ok_or(RuntimeError::MissingFile { file })
-        };
-        let config = Config::parse(
-            &required("config.json")?,
-            checkpoint.file_bytes("generation_config.json")?.as_deref(),
-        )?;
-        let tokenizer = Tokenizer::parse(&required("tokenizer.json")?)?;
-        let mut loader = Loader::new(&checkpoint, &config, options, progress)?;
-        let vocabulary = |loader: &mut Loader<'_>, name: &str| {
-            let weight = loader.matrix(name, config.vocab_size, config.hidden_size)?;
-            Ok::<_, RuntimeError>(Linear { name: name.to_owned(), weight, bias: None })
-        };
-        let embedding = vocabulary(&mut loader, tensors::EMBEDDING)?;
-        let layers = (0..config.n_layers)
-            .map(|layer| load_layer(&mut loader, &config, layer))
-            .collect::<Result<_, _>>()?;
-        let final_norm = loader.vector(tensors::FINAL_NORM, config.hidden_size)?;
-        let head = if config.tie_word_embeddings {
-            None
-        } else {
-            Some(vocabulary(&mut loader, tensors::HEAD)?)
-        };
-        Ok(Self {
-            isa: options.isa,
-            tokenizer,
-            tokenizer_config: checkpoint.file_bytes("tokenizer_config.json")?,
-            chat_template: checkpoint.file_bytes("chat_template.jinja")?,
-            inverse_frequencies: config.rope.inverse_frequencies(config.head_dim),
-            embedding,
-            layers,
-            final_norm,
-            head,
-            weights_bytes: loader.weights_bytes(),
-            config,
-        })
+        let opened = Opened::new(path)?;
+        let mut loader = opened.loader(options.isa, progress)?;
+        let (layers, final_norm) = load_vectors(&mut loader, &opened.config)?;
+        let vectors_bytes = loader.weights_bytes();
+        let sources = loader.sources(&opened.config, options.direct)?;
+        let ids = Ids::of(&opened.config);
+        let plan = Plan::new(&sources, ids, &options, vectors_bytes)?;
+        let store = WeightStore::new(sources, ids, &plan, options, |bytes| loader.loaded(bytes))?;
+        let residency = Some(store.residency());
+        opened.model(layers, final_norm, Box::new(store), residency, vectors_bytes)
+    }
+
+    /// Loads everything but the matrices, which are taken from `weights`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Model::load`].
+    pub fn with_weights(path: &Path, weights: Box<dyn Weights>) -> Result<Self, RuntimeError> {
+        let opened = Opened::new(path)?;
+        let mut progress = |_| ();
+        let mut loader = opened.loader(Isa::best(), &mut progress)?;
+        let (layers, final_norm) = load_vectors(&mut loader, &opened.config)?;
+        let vectors_bytes = loader.weights_bytes();
+        opened.model(layers, final_norm, weights, None, vectors_bytes)
+    }
+
+    /// Bytes that the weights of a checkpoint take, about, if all of them stay
+    /// in memory in this layout. Reads headers only.
+    ///
+    /// # Errors
+    ///
+    /// As [`Model::load`].
+    pub fn expected_bytes(path: &Path, layout: Layout) -> Result<u64, RuntimeError> {
+        let opened = Opened::new(path)?;
+        let mut progress = |_| ();
+        let loader = opened.loader(Isa::best(), &mut progress)?;
+        let matrices = store::expected_bytes(&loader.sources(&opened.config, false)?, layout);
+        let vectors: usize = (tensors::all(&opened.config).iter())
+            .filter(|(_, shape)| shape.len() == 1)
+            .map(|(_, shape)| shape[0] * size_of::<f32>())
+            .sum();
+        Ok((matrices + vectors) as u64)
     }
 
     /// Its shape.
@@ -160,15 +152,80 @@ impl Model {
         ChatTemplate::parse(config, self.chat_template.as_deref())
     }
 
-    /// Bytes the weights take in memory, as they are held.
+    /// Bytes the weights take in memory, as they are held, buffers included.
     #[must_use]
-    pub const fn weights_bytes(&self) -> usize {
-        self.weights_bytes
+    pub fn weights_bytes(&self) -> usize {
+        self.vectors_bytes + self.weights.resident_bytes()
     }
 
-    fn head(&self) -> &Linear {
-        self.head.as_ref().unwrap_or(&self.embedding)
+    /// How many matrices stay in memory; `None` if the model has no store.
+    #[must_use]
+    pub const fn residency(&self) -> Option<Residency> {
+        self.residency
     }
+}
+
+/// A checkpoint and what its files beside the tensors say.
+struct Opened {
+    checkpoint: Arc<Checkpoint>,
+    config: Config,
+    tokenizer: Tokenizer,
+}
+
+impl Opened {
+    fn new(path: &Path) -> Result<Self, RuntimeError> {
+        let checkpoint = Checkpoint::open(path)?;
+        let required = |file| -> Result<Vec<u8>, RuntimeError> {
+            checkpoint.file_bytes(file)?.ok_or(RuntimeError::MissingFile { file })
+        };
+        let config = Config::parse(
+            &required("config.json")?,
+            checkpoint.file_bytes("generation_config.json")?.as_deref(),
+        )?;
+        let tokenizer = Tokenizer::parse(&required("tokenizer.json")?)?;
+        Ok(Self { checkpoint: Arc::new(checkpoint), config, tokenizer })
+    }
+
+    fn loader<'a>(
+        &'a self,
+        isa: Isa,
+        progress: &'a mut dyn FnMut(LoadProgress),
+    ) -> Result<Loader<'a>, RuntimeError> {
+        Loader::new(&self.checkpoint, &self.config, isa, progress)
+    }
+
+    fn model(
+        self,
+        layers: Vec<Layer>,
+        final_norm: Vec<f32>,
+        weights: Box<dyn Weights>,
+        residency: Option<Residency>,
+        vectors_bytes: usize,
+    ) -> Result<Model, RuntimeError> {
+        Ok(Model {
+            tokenizer: self.tokenizer,
+            tokenizer_config: self.checkpoint.file_bytes("tokenizer_config.json")?,
+            chat_template: self.checkpoint.file_bytes("chat_template.jinja")?,
+            inverse_frequencies: self.config.rope.inverse_frequencies(self.config.head_dim),
+            layers,
+            final_norm,
+            ids: Ids::of(&self.config),
+            weights,
+            residency,
+            vectors_bytes,
+            config: self.config,
+        })
+    }
+}
+
+/// The norms and biases of all layers, and the last norm.
+fn load_vectors(
+    loader: &mut Loader<'_>,
+    config: &Config,
+) -> Result<(Vec<Layer>, Vec<f32>), RuntimeError> {
+    let layers = (0..config.n_layers).map(|layer| load_layer(loader, config, layer));
+    let layers = layers.collect::<Result<_, _>>()?;
+    Ok((layers, loader.vector(tensors::FINAL_NORM, config.hidden_size)?))
 }
 
 fn load_layer(
@@ -184,12 +241,13 @@ fn load_layer(
     let mut norm = || norms.next().unwrap_or_default();
     let (input_norm, post_attention_norm) = (norm(), norm());
     let qk_norm = config.qk_norm.then(|| (norm(), norm()));
-    let [q, k, v, o, gate, up, down] = tensors::linears(config).map(|(name, rows, cols, bias)| {
-        let stem = tensors::in_layer(layer, name);
-        let name = format!("{stem}.weight");
-        let weight = loader.matrix(&name, rows, cols)?;
-        let bias = if bias { Some(loader.vector(&format!("{stem}.bias"), rows)?) } else { None };
-        Ok::<_, RuntimeError>(Linear { name, weight, bias })
+    let mut index = 0;
+    let [q, k, v, o, gate, up, down] = tensors::linears(config).map(|(name, rows, _, bias)| {
+        let weight = Ids::of(config).linear(layer, index);
+        index += 1;
+        let name = tensors::in_layer(layer, &format!("{name}.bias"));
+        let bias = if bias { Some(loader.vector(&name, rows)?) } else { None };
+        Ok::<_, RuntimeError>(Linear { weight, bias })
     });
     Ok(Layer {
         input_norm,
@@ -341,7 +399,7 @@ impl<'m> Session<'m> {
         self.scratch.resize(&model.config, tokens.len());
         let rows = self.scratch.x.chunks_exact_mut(model.config.hidden_size);
         for (row, &token) in rows.zip(tokens) {
-            model.embedding.look_up(model.isa, token, row)?;
+            model.weights.row(model.ids.embedding(), token as usize, row)?;
         }
         let half = model.config.head_dim / 2;
         let angles =
@@ -369,7 +427,7 @@ impl<'m> Session<'m> {
         let scratch = &mut self.scratch;
         scratch.norm_rows(&model.final_norm, model.config.rms_norm_eps);
         let x = &scratch.normed[first * hidden..];
-        model.head().apply(model.isa, x, &mut self.logits[out])
+        model.weights.multiply(model.ids.head(), x, &mut self.logits[out])
     }
 }
 
@@ -408,11 +466,11 @@ impl Scratch {
         window: Option<usize>,
         position: usize,
     ) -> Result<(), RuntimeError> {
-        let (config, isa) = (&model.config, model.isa);
+        let (config, weights) = (&model.config, &*model.weights);
         self.norm_rows(&layer.input_norm, config.rms_norm_eps);
-        layer.q.apply(isa, &self.normed, &mut self.q)?;
-        layer.k.apply(isa, &self.normed, &mut self.k)?;
-        layer.v.apply(isa, &self.normed, &mut self.v)?;
+        layer.q.apply(weights, &self.normed, &mut self.q)?;
+        layer.k.apply(weights, &self.normed, &mut self.k)?;
+        layer.v.apply(weights, &self.normed, &mut self.v)?;
         let norms = layer.qk_norm.as_ref();
         self.place(config, norms.map(|n| n.0.as_slice()), Head::Query);
         self.place(config, norms.map(|n| n.1.as_slice()), Head::Key);
@@ -422,7 +480,7 @@ impl Scratch {
             cache.store(position + index, keys, values);
         }
         cache.attend(config, window, position, &self.q, &mut self.attention);
-        layer.o.apply(isa, &self.attention, &mut self.delta)?;
+        layer.o.apply(weights, &self.attention, &mut self.delta)?;
         add(&mut self.x, &self.delta);
         Ok(())
     }
@@ -444,13 +502,13 @@ impl Scratch {
     }
 
     fn feed_forward_block(&mut self, model: &Model, layer: &Layer) -> Result<(), RuntimeError> {
-        let isa = model.isa;
+        let weights = &*model.weights;
         self.norm_rows(&layer.post_attention_norm, model.config.rms_norm_eps);
-        layer.gate.apply(isa, &self.normed, &mut self.gate)?;
-        layer.up.apply(isa, &self.normed, &mut self.up)?;
+        layer.gate.apply(weights, &self.normed, &mut self.gate)?;
+        layer.up.apply(weights, &self.normed, &mut self.up)?;
         let chunks = self.gate.par_chunks_mut(ELEMENTS_PER_JOB);
         chunks.zip(self.up.par_chunks(ELEMENTS_PER_JOB)).for_each(|(gate, up)| swiglu(gate, up));
-        layer.down.apply(isa, &self.gate, &mut self.delta)?;
+        layer.down.apply(weights, &self.gate, &mut self.delta)?;
         add(&mut self.x, &self.delta);
         Ok(())
     }
@@ -467,21 +525,12 @@ enum Head {
 
 impl Linear {
     /// `y = x * weight^T + bias`, for every row of `x`.
-    fn apply(&self, isa: Isa, x: &[f32], y: &mut [f32]) -> Result<(), RuntimeError> {
-        self.weight.multiply_with(isa, x, y).map_err(|source| self.failed(source))?;
+    fn apply(&self, weights: &dyn Weights, x: &[f32], y: &mut [f32]) -> Result<(), RuntimeError> {
+        weights.multiply(self.weight, x, y)?;
         if let Some(bias) = &self.bias {
             y.chunks_exact_mut(bias.len()).for_each(|row| add(row, bias));
         }
         Ok(())
-    }
-
-    /// Row `row` of the weights.
-    fn look_up(&self, isa: Isa, row: u32, out: &mut [f32]) -> Result<(), RuntimeError> {
-        self.weight.row_with(isa, row as usize, out).map_err(|source| self.failed(source))
-    }
-
-    fn failed(&self, source: DecodeError) -> RuntimeError {
-        RuntimeError::Product { tensor: self.name.clone(), source }
     }
 }
 

@@ -116,6 +116,12 @@ impl SplitMix64 {
         z ^ (z >> 31)
     }
 
+    /// Below `n`; a power of two or far less than 2^64, so that the rest of the
+    /// division does not show.
+    pub(crate) fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
     /// Uniform in [0, 1).
     pub(crate) fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64

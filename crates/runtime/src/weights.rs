@@ -1,21 +1,21 @@
-//! Tensors of a checkpoint -> matrices and vectors of a model.
+//! Tensors of a checkpoint -> vectors of a model, and where its matrices are.
 
-use transom::ReadAt;
+use std::sync::Arc;
+
 use transom::checkpoint::{Checkpoint, Tensor, TensorKind};
-use transom::layout::{Matrix, WeightType};
+use transom::layout::WeightType;
+use transom::{Isa, ReadAt};
 
 use crate::config::Config;
 use crate::error::RuntimeError;
-use crate::model::{LoadOptions, LoadProgress};
+use crate::model::LoadProgress;
+use crate::store::{self, MatrixInfo, Readers, Source};
 use crate::tensors;
 
-/// Loads the tensors of a model one after the other.
-///
-/// This is the one place that knows where weights come from; a store that
-/// keeps layers elsewhere than in memory takes its place.
+/// Loads the vectors of a model, and finds its matrices.
 pub(crate) struct Loader<'a> {
-    checkpoint: &'a Checkpoint,
-    options: LoadOptions,
+    checkpoint: &'a Arc<Checkpoint>,
+    isa: Isa,
     progress: &'a mut dyn FnMut(LoadProgress),
     state: LoadProgress,
 }
@@ -23,14 +23,14 @@ pub(crate) struct Loader<'a> {
 impl<'a> Loader<'a> {
     /// A loader that has found every tensor the configuration calls for.
     pub(crate) fn new(
-        checkpoint: &'a Checkpoint,
+        checkpoint: &'a Arc<Checkpoint>,
         config: &Config,
-        options: LoadOptions,
+        isa: Isa,
         progress: &'a mut dyn FnMut(LoadProgress),
     ) -> Result<Self, RuntimeError> {
         let wanted = tensors::all(config);
         let state = LoadProgress { n_tensors: 0, n_tensors_total: wanted.len(), weights_bytes: 0 };
-        let loader = Self { checkpoint, options, progress, state };
+        let loader = Self { checkpoint, isa, progress, state };
         for (name, shape) in &wanted {
             check(&loader.tensor(name)?, name, shape)?;
         }
@@ -42,19 +42,20 @@ impl<'a> Loader<'a> {
         self.state.weights_bytes
     }
 
-    /// A weight matrix in the layout asked for.
-    pub(crate) fn matrix(
-        &mut self,
-        name: &str,
-        rows: usize,
-        cols: usize,
-    ) -> Result<Matrix, RuntimeError> {
-        let tensor = self.tensor(name)?;
-        let weight = check(&tensor, name, &[rows, cols])?;
-        let matrix = self.read_matrix(&tensor, weight, [rows, cols]);
-        let matrix = matrix.map_err(|reason| failed(&tensor, name, reason))?;
-        self.loaded(matrix.resident_bytes());
-        Ok(matrix)
+    /// Where the matrices of a model are; `direct` as in [`crate::StoreOptions`].
+    pub(crate) fn sources(
+        &self,
+        config: &Config,
+        direct: bool,
+    ) -> Result<Vec<Source>, RuntimeError> {
+        let mut readers = Readers::default();
+        store::matrices(config)
+            .iter()
+            .map(|MatrixInfo { name, rows, cols }| {
+                let shape = [*rows, *cols];
+                Source::find(self.checkpoint, name, shape, self.isa, direct, &mut readers)
+            })
+            .collect()
     }
 
     /// A norm's weights or a bias, widened to f32.
@@ -68,36 +69,15 @@ impl<'a> Loader<'a> {
         Ok(vector)
     }
 
-    fn loaded(&mut self, n_bytes: usize) {
+    /// Counts a tensor that has been loaded.
+    pub(crate) fn loaded(&mut self, n_bytes: usize) {
         self.state.n_tensors += 1;
         self.state.weights_bytes += n_bytes;
         (self.progress)(self.state);
     }
 
     fn tensor(&self, name: &str) -> Result<Tensor<'a>, RuntimeError> {
-        self.checkpoint.tensor(name)?.ok_or_else(|| RuntimeError::MissingTensor {
-            path: self.checkpoint.root().to_owned(),
-            tensor: name.to_owned(),
-        })
-    }
-
-    fn read_matrix(
-        &self,
-        tensor: &Tensor<'_>,
-        weight: WeightType,
-        shape: [usize; 2],
-    ) -> Result<Matrix, String> {
-        let LoadOptions { layout, isa } = self.options;
-        match &tensor.kind {
-            TensorKind::Dense => {
-                Matrix::from_dense(tensor.source(), tensor.start(), shape, weight, layout, isa)
-                    .map_err(|error| error.to_string())
-            }
-            TensorKind::Packed(record) => {
-                Matrix::from_record(record, tensor.source(), shape, weight, layout, isa)
-                    .map_err(|error| error.to_string())
-            }
-        }
+        self.checkpoint.tensor(name)?.ok_or_else(|| missing(self.checkpoint, name))
     }
 
     fn read_bytes(&self, tensor: &Tensor<'_>, n_bytes: usize) -> Result<Vec<u8>, String> {
@@ -110,13 +90,7 @@ impl<'a> Loader<'a> {
             TensorKind::Packed(record) => {
                 let (rows, cols) = record.matrix_sides();
                 record
-                    .read_slice_with(
-                        tensor.source(),
-                        self.options.isa,
-                        0..rows,
-                        0..cols,
-                        &mut bytes,
-                    )
+                    .read_slice_with(tensor.source(), self.isa, 0..rows, 0..cols, &mut bytes)
                     .map_err(|error| error.to_string())?;
                 if bytes.len() != n_bytes {
                     return Err(format!("{} bytes, expected {n_bytes}", bytes.len()));
@@ -127,7 +101,17 @@ impl<'a> Loader<'a> {
     }
 }
 
-fn check(tensor: &Tensor<'_>, name: &str, shape: &[usize]) -> Result<WeightType, RuntimeError> {
+/// The error for a tensor that is not there.
+pub(crate) fn missing(checkpoint: &Checkpoint, name: &str) -> RuntimeError {
+    RuntimeError::MissingTensor { path: checkpoint.root().to_owned(), tensor: name.to_owned() }
+}
+
+/// The element type of a tensor that has the shape it should have.
+pub(crate) fn check(
+    tensor: &Tensor<'_>,
+    name: &str,
+    shape: &[usize],
+) -> Result<WeightType, RuntimeError> {
     let expected: Vec<u64> = shape.iter().map(|&side| side as u64).collect();
     let found: Vec<u64> = tensor.info.shape.iter().map(|&side| side as u64).collect();
     if found != expected {
@@ -150,7 +134,7 @@ fn failed(tensor: &Tensor<'_>, name: &str, reason: String) -> RuntimeError {
 }
 
 /// Elements as f32, exactly.
-fn widen(bytes: &[u8], weight: WeightType) -> Vec<f32> {
+pub(crate) fn widen(bytes: &[u8], weight: WeightType) -> Vec<f32> {
     let half = |f: fn(u16) -> f32| {
         bytes.as_chunks::<2>().0.iter().map(|b| f(u16::from_le_bytes(*b))).collect()
     };

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use serde::Serialize;
-use transom_runtime::Model;
 use transom_runtime::compare::{CompareOptions, Comparison, compare};
+use transom_runtime::{Model, StoreOptions};
 
 use crate::args::Compare;
 use crate::output::{self, Style, flatten, keep_start};
@@ -74,8 +74,8 @@ pub(crate) fn run(args: &Compare) -> anyhow::Result<Outcome> {
             model::layout(&args.other, args.layout_other)?,
         );
         let quiet = args.json.wanted;
-        let base = model::load(&args.base, layouts.0, quiet)?;
-        let other = model::load(&args.other, layouts.1, quiet)?;
+        let base = model::load(&args.base, StoreOptions::new(layouts.0), quiet)?;
+        let other = model::load(&args.other, StoreOptions::new(layouts.1), quiet)?;
         let options = CompareOptions {
             prompts: &prompts,
             max_tokens: args.max_tokens,

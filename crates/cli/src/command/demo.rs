@@ -13,7 +13,7 @@ use transom::layout::Layout;
 use transom_runtime::generate::{GenerateOptions, Generation, generate};
 use transom_runtime::sampler::Sampling;
 use transom_runtime::tiny::SyntheticCheckpoint;
-use transom_runtime::{DEFAULT_CHUNK, Model, Session};
+use transom_runtime::{DEFAULT_CHUNK, Model, Session, StoreOptions};
 
 use crate::args::Demo;
 use crate::command::verify::describe;
@@ -194,7 +194,7 @@ fn generate_everywhere(original: &Path, packed: &Path, style: Style) -> anyhow::
     let mut first: Option<Generation> = None;
     let (mut identical, mut text) = (true, String::new());
     for (name, path, layout) in runs {
-        let model = model::load(path, layout, false)?;
+        let model = model::load(path, StoreOptions::new(layout), false)?;
         let (found, words) = generate_once(&model)?;
         let expected = first.get_or_insert_with(|| found.clone());
         let same_ids = found.ids == expected.ids;

@@ -2,6 +2,7 @@
 
 pub(crate) mod bench_codec;
 pub(crate) mod bench_matmul;
+pub(crate) mod bench_stream;
 pub(crate) mod compare;
 pub(crate) mod demo;
 pub(crate) mod doctor;

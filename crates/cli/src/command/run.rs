@@ -7,7 +7,7 @@ use transom_runtime::chat::Message;
 use transom_runtime::generate::{GenerateOptions, Generation, StopReason, generate};
 use transom_runtime::sampler::Sampling;
 use transom_runtime::tokenizer::StreamDecoder;
-use transom_runtime::{DEFAULT_CHUNK, Model, Session};
+use transom_runtime::{DEFAULT_CHUNK, Model, Session, StoreOptions};
 
 use crate::args::Run;
 use crate::output::{self, bytes};
@@ -26,8 +26,11 @@ struct Report {
     stop: &'static str,
     prompt_tokens_per_second: f64,
     tokens_per_second: f64,
-    /// Resident.
+    /// Resident, buffers included.
     weights_bytes: u64,
+    matrices_resident: usize,
+    /// Read from the file for every token.
+    matrices_streamed: usize,
     /// `VmHWM`; 0 on systems that do not tell.
     peak_rss_bytes: u64,
 }
@@ -36,7 +39,15 @@ struct Report {
 pub(crate) fn run(args: &Run) -> anyhow::Result<Outcome> {
     threads::with(args.threads.count(), || {
         let layout = model::layout(&args.model, args.layout)?;
-        let model = model::load(&args.model, layout, args.json.wanted)?;
+        let memory = model::memory(&args.model, layout, args.memory)?;
+        let options = StoreOptions {
+            memory,
+            prefetch: args.prefetch,
+            direct: model::exceeds_memory(&args.model)?,
+            ..StoreOptions::new(layout)
+        };
+        let model = model::load(&args.model, options, args.json.wanted)?;
+        output::note(&model::residency(&model, layout, memory));
         let prompt_ids = prompt_ids(&model, args)?;
         let generation = continue_prompt(&model, &prompt_ids, args)?;
         if let Some(file) = &args.logits {
@@ -54,6 +65,8 @@ pub(crate) fn run(args: &Run) -> anyhow::Result<Outcome> {
             tokens_per_second: generation.tokens_per_second(),
             ids: generation.ids,
             weights_bytes: model.weights_bytes() as u64,
+            matrices_resident: model.residency().map_or(0, |r| r.n_resident),
+            matrices_streamed: model.residency().map_or(0, |r| r.n_streamed),
             peak_rss_bytes: machine::peak_rss_bytes().unwrap_or(0),
         };
         if args.json.wanted {

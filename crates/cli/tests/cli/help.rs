@@ -4,7 +4,7 @@ use crate::snapshot;
 
 #[test]
 fn help_of_every_command() {
-    let commands: [&[&str]; 12] = [
+    let commands: [&[&str]; 13] = [
         &[],
         &["pack"],
         &["unpack"],
@@ -15,6 +15,7 @@ fn help_of_every_command() {
         &["bench"],
         &["bench", "codec"],
         &["bench", "matmul"],
+        &["bench", "stream"],
         &["doctor"],
         &["demo"],
     ];
@@ -27,7 +28,7 @@ fn help_of_every_command() {
 
 #[test]
 fn wrong_usage_is_an_error() {
-    let cases: [(&str, &[&str]); 9] = [
+    let cases: [(&str, &[&str]); 10] = [
         ("no_command", &[]),
         ("unknown_command", &["compress"]),
         ("pack_without_destination", &["pack", "x"]),
@@ -36,6 +37,7 @@ fn wrong_usage_is_an_error() {
         ("run_layout_unknown", &["run", "x", "--prompt", "a", "--layout", "zip"]),
         ("run_temperature_negative", &["run", "x", "--prompt", "a", "--temperature=-1"]),
         ("run_no_threads", &["run", "x", "--prompt", "a", "--threads", "0"]),
+        ("run_memory_without_unit", &["run", "x", "--prompt", "a", "--memory", "6 gigs"]),
         ("matmul_shape", &["bench", "matmul", "--shapes", "15x16"]),
     ];
     for (name, args) in cases {

@@ -1,5 +1,7 @@
 //! Tokens of a trained model, from original and packed weights in all layouts.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use crate::{run, run_json, shared_model, str, tiny_model};
@@ -61,6 +63,92 @@ fn layout_threads_and_packing_change_no_bit_of_the_logits() {
             }
         }
     }
+}
+
+#[test]
+fn a_bound_of_memory_changes_no_bit_and_too_narrow_a_one_is_an_error() {
+    let work = tempfile::tempdir().unwrap();
+    let (model, packed) = (tiny_model(1), work.path().join("packed"));
+    assert_eq!(run(&["pack", str(model.path()), str(&packed)]).0, 0);
+    let logits = work.path().join("logits");
+    let generate = |path: &Path, more: &[&str]| {
+        let args = ["run", str(path), "--prompt", "abc", "--max-tokens", "8", "--ignore-eos"];
+        let result = run(&[&args[..], &["--logits", str(&logits)], more].concat());
+        (result, std::fs::read(&logits).unwrap_or_default())
+    };
+    let ((code, text, _), expected) = generate(model.path(), &[]);
+    assert_eq!(code, 0);
+    for path in [model.path(), &packed] {
+        let ((code, _, stderr), _) = generate(path, &["--memory", "1B"]);
+        assert_eq!(code, 2);
+        let least = stderr.trim().rsplit(' ').next().unwrap();
+        for (layout, prefetch) in [("dense", "0"), ("fixed", "3"), ("rans", "1")] {
+            let more = ["--memory", least, "--prefetch", prefetch, "--layout", layout];
+            let ((code, found, stderr), logits) = generate(path, &more);
+            assert_eq!(code, 0, "{stderr}");
+            assert!(stderr.contains("read from the file for every token"), "{stderr}");
+            assert!(found == text && logits == expected, "{layout}, {}", path.display());
+        }
+    }
+    let ((code, _, stderr), _) = generate(&packed, &["--memory", "2GB"]);
+    assert_eq!(code, 0);
+    assert!(stderr.contains("weights: all in memory"), "{stderr}");
+}
+
+#[test]
+fn a_corrupt_tile_of_streamed_weights_ends_the_run_with_its_name() {
+    let work = tempfile::tempdir().unwrap();
+    let (model, packed) = (tiny_model(1), work.path().join("packed"));
+    assert_eq!(run(&["pack", str(model.path()), str(&packed)]).0, 0);
+    let file = packed.join("model.safetensors");
+    let args = ["run", str(&packed), "--prompt", "abc", "--memory"];
+    let (_, _, stderr) = run(&[&args[..], &["1"]].concat());
+    let least = stderr.trim().rsplit(' ').next().unwrap().to_owned();
+    let header = transom_header(&file);
+    let tensor = "model.layers.1.mlp.down_proj.weight";
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[header[tensor] - 100] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let (code, _, stderr) = run(&[&args[..], &[&least]].concat());
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains(tensor) && stderr.contains(str(&file)), "{stderr}");
+    assert!(stderr.contains("checksum"), "{stderr}");
+}
+
+/// Where each tensor of a safetensors file ends.
+fn transom_header(file: &Path) -> std::collections::HashMap<String, usize> {
+    let bytes = std::fs::read(file).unwrap();
+    let n = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + n]).unwrap();
+    let tensors = header.as_object().unwrap().iter();
+    tensors
+        .filter_map(|(name, tensor)| {
+            let end = tensor["data_offsets"][1].as_u64()? as usize;
+            Some((name.clone(), 8 + n + end))
+        })
+        .collect()
+}
+
+#[test]
+fn bench_stream_compares_original_and_packed() {
+    let work = tempfile::tempdir().unwrap();
+    let (model, packed) = (tiny_model(1), work.path().join("packed"));
+    assert_eq!(run(&["pack", str(model.path()), str(&packed)]).0, 0);
+    let args = ["bench", "stream", str(model.path()), str(&packed), "--memory", "200kB"];
+    let report = run_json(0, &[&args[..], &["--turns", "2", "--json"]].concat());
+    assert_eq!(report["identical"], true);
+    let results = report["results"].as_array().unwrap();
+    assert_eq!(results.len(), 2);
+    for (line, weights) in results.iter().zip(["original", "packed"]) {
+        assert_eq!(line["weights"], weights);
+        assert_eq!(line["tokens"], 4);
+        assert!(line["matrices_streamed"].as_u64().unwrap() > 0);
+        assert!(line["weight_gbps"].as_f64().unwrap() > 0.0);
+    }
+    // The other way round they are not what the names say.
+    let (code, _, stderr) = run(&["bench", "stream", str(&packed), str(model.path())]);
+    assert_eq!(code, 2);
+    assert!(stderr.contains("expected an original checkpoint"), "{stderr}");
 }
 
 #[test]

@@ -13,8 +13,8 @@ pub(crate) use rank_table::{EncodeRanks, RankTable};
 use crate::coder::rans::{DecodeTable, EncodeTable, LANES, MAX_STREAMS, Stream};
 use crate::dtype::Dtype;
 use crate::isa::Isa;
-use crate::layout::{Coding, WeightType};
-use crate::tile::{BLOCK_ELEMS, Order, STRIP_ELEMS, Tile};
+use crate::layout::{Band, CHUNK_ELEMS, Coding, WeightType};
+use crate::tile::{BLOCK, BLOCK_ELEMS, Order, Tile};
 
 /// Encodes planes whose length is a multiple of 32, backwards. False if a
 /// symbol has no frequency. The instruction set is available.
@@ -128,26 +128,21 @@ pub(crate) fn join_tile(
 pub(crate) const LANES_PER_ROW: usize = 16;
 
 /// Decodes the fields of [`crate::layout::Layout::Fixed`] into high bytes, all
-/// but those of escapes. `high` has room for whole groups. `ahead`, fields and
-/// low bytes of the strip that comes next, is fetched on the way.
+/// but those of escapes. `high` has room for whole groups.
 pub(crate) fn unpack_highs(
     isa: Isa,
     coding: Coding,
     palette: &[u8; 16],
     fields: &[u8],
-    ahead: [&[u8]; 2],
-    high: &mut [u8; STRIP_ELEMS],
+    high: &mut [u8; CHUNK_ELEMS],
 ) {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the instruction set is available.
         Isa::Avx512 => unsafe {
-            x86_64::product_avx512::unpack_highs(coding, palette, fields, ahead, high);
+            x86_64::product_avx512::unpack_highs(coding, palette, fields, high);
         },
-        _ => {
-            let _ = ahead;
-            crate::layout::unpack_highs(coding, palette, fields, high);
-        }
+        _ => crate::layout::unpack_highs(coding, palette, fields, high),
     }
 }
 
@@ -168,46 +163,108 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// Adds the products of a strip of 16x16 blocks to 256 accumulators a token,
-/// whose order is the instruction set's own; see [`accumulator_places`].
+/// Adds the products of a strip of 16x16 blocks with one token to 256
+/// accumulators, whose order is the instruction set's own; see
+/// [`accumulator_indices`]. `x` is as long as the strip is wide.
 pub(crate) fn accumulate_blocks(
     isa: Isa,
     weight: WeightType,
     planes: [&[u8]; 2],
-    inputs: Inputs<'_>,
-    sums: &mut [[f32; BLOCK_ELEMS]],
+    x: &[f32],
+    sums: &mut [f32; BLOCK_ELEMS],
 ) {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the instruction set is available.
         Isa::Avx512 => unsafe {
-            x86_64::product_avx512::accumulate_blocks(weight, planes, inputs, sums);
+            x86_64::product_avx512::accumulate_blocks(weight, planes, x, sums);
         },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the instruction set is available.
-        Isa::Avx2 => unsafe {
-            for (token, sums) in sums.iter_mut().enumerate() {
-                x86_64::product_avx2::accumulate_blocks(weight, planes, inputs.token(token), sums);
-            }
-        },
-        _ => {
-            for (token, sums) in sums.iter_mut().enumerate() {
-                all::product::accumulate_blocks(weight, planes, inputs.token(token), sums);
+        Isa::Avx2 => unsafe { x86_64::product_avx2::accumulate_blocks(weight, planes, x, sums) },
+        _ => all::product::accumulate_blocks(weight, planes, x, sums),
+    }
+}
+
+/// Adds the products of 16 rows in fixed-rate codes, as [`accumulate_blocks`].
+pub(crate) fn accumulate_band(
+    isa: Isa,
+    weight: WeightType,
+    band: Band<'_>,
+    x: &[f32],
+    sums: &mut [f32; BLOCK_ELEMS],
+) {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 {
+        // SAFETY: the instruction set is available.
+        return unsafe { x86_64::product_avx512::accumulate_band(band, x, sums) };
+    }
+    let mut x = x;
+    band.for_each_chunk(isa, |planes| {
+        let now;
+        (now, x) = x.split_at(planes[0].len() / BLOCK);
+        accumulate_blocks(isa, weight, planes, now, sums);
+    });
+}
+
+/// Adds the products of rows of row-major weights, as wide as `inputs`, with
+/// `n_tokens` tokens; `sums` are `[row][token]`.
+pub(crate) fn accumulate_rows(
+    isa: Isa,
+    weight: WeightType,
+    weights: &[u8],
+    inputs: Inputs<'_>,
+    n_tokens: usize,
+    sums: &mut [[f32; LANES_PER_ROW]],
+) {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 {
+        // SAFETY: the instruction set is available.
+        return unsafe {
+            x86_64::product_avx512::accumulate_rows(weight, weights, inputs, n_tokens, sums);
+        };
+    }
+    let rows = weights.chunks_exact(inputs.n_cols * weight.elem_bytes());
+    for (weights, sums) in rows.zip(sums.chunks_mut(n_tokens)) {
+        for (token, sums) in sums.iter_mut().enumerate() {
+            let x = inputs.token(token);
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the instruction set is available.
+                Isa::Avx2 => unsafe {
+                    x86_64::product_avx2::accumulate_row(weight, weights, x, sums);
+                },
+                _ => all::product::accumulate_row(weight, weights, x, sums),
             }
         }
     }
 }
 
-/// Row and column of each accumulator of [`accumulate_blocks`].
-pub(crate) fn accumulator_places(isa: Isa, weight: WeightType) -> &'static [(u8, u8); BLOCK_ELEMS] {
+/// Where [`accumulate_blocks`] leaves the accumulators of each row of a block.
+pub(crate) fn accumulator_indices(isa: Isa, weight: WeightType) -> &'static RowIndices {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => x86_64::product_avx512::places(weight),
+        Isa::Avx512 => x86_64::product_avx512::row_indices(weight),
         _ => {
             let _ = weight;
-            &all::product::PLACES
+            &all::product::ROW_INDICES
         }
     }
+}
+
+/// Of the 256 accumulators of a block, those of each row.
+pub(crate) type RowIndices = [[u8; LANES_PER_ROW]; BLOCK];
+
+/// Turns row and column of each accumulator round.
+const fn rows_of_places(places: &[(u8, u8); BLOCK_ELEMS]) -> RowIndices {
+    let mut indices = [[0; LANES_PER_ROW]; BLOCK];
+    let mut index = 0;
+    while index < BLOCK_ELEMS {
+        let (row, lane) = places[index];
+        indices[row as usize][lane as usize] = index as u8;
+        index += 1;
+    }
+    indices
 }
 
 /// Adds the products of a part of a row, which starts at accumulator `lane`.

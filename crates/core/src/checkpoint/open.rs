@@ -51,6 +51,14 @@ pub struct Tensor<'a> {
     source: &'a File,
 }
 
+impl TensorInfo {
+    /// Where in the file the tensor starts.
+    #[must_use]
+    pub const fn start(&self) -> u64 {
+        self.start
+    }
+}
+
 impl Tensor<'_> {
     /// The file.
     #[must_use]
@@ -183,6 +191,12 @@ impl Checkpoint {
     /// The tensors, file after file, in the order of their data.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = &TensorInfo> {
         self.tensors.iter()
+    }
+
+    /// The file a tensor of this checkpoint is in.
+    #[must_use]
+    pub fn file(&self, info: &TensorInfo) -> &File {
+        &self.files[info.file]
     }
 
     /// A tensor by name, `Ok(None)` if there is none.

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use crate::error::DecodeError;
 use crate::io::ReadAt;
 use crate::isa::Isa;
-use crate::layout::WeightType;
+use crate::layout::{Part, WeightType};
 use crate::record::Record;
 
 /// Bytes read at a time by one thread.
@@ -15,7 +15,7 @@ const CHUNK_BYTES: usize = 4 << 20;
 
 #[derive(Debug)]
 pub(crate) struct DenseMatrix {
-    pub(crate) bytes: Vec<u8>,
+    pub(crate) bytes: Part,
 }
 
 impl DenseMatrix {
@@ -29,7 +29,7 @@ impl DenseMatrix {
         bytes.par_chunks_mut(CHUNK_BYTES).enumerate().try_for_each(|(i, chunk)| {
             source.read_exact_at(chunk, start + (i * CHUNK_BYTES) as u64)
         })?;
-        Ok(Self { bytes })
+        Ok(Self { bytes: bytes.into() })
     }
 
     pub(super) fn from_record(
@@ -42,7 +42,7 @@ impl DenseMatrix {
             bytes.extend_from_slice(chunk);
             Ok(())
         })?;
-        Ok(Self { bytes })
+        Ok(Self { bytes: bytes.into() })
     }
 
     pub(super) fn resident_bytes(&self) -> usize {

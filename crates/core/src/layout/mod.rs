@@ -10,11 +10,15 @@
 
 mod dense;
 mod fixed;
+mod part;
 mod rans;
 
 pub(crate) use dense::DenseMatrix;
-pub(crate) use fixed::{Coding, FixedMatrix, unpack_highs};
+pub(crate) use fixed::{Band, CHUNK_ELEMS, Coding, FixedMatrix, GROUP, unpack_highs};
+pub(crate) use part::Part;
 pub(crate) use rans::RansMatrix;
+
+use std::ops::Range;
 
 use crate::dtype::Dtype;
 use crate::error::{DecodeError, EncodeError};
@@ -167,6 +171,91 @@ impl Matrix {
         let bytes = rans::encode_in_memory(source, start, shape, weight.dtype(), isa)?;
         let record = Record::read(&bytes, 0, bytes.len() as u64)?;
         Ok(Self::from_record(&record, &bytes, shape, weight, layout, isa)?)
+    }
+
+    /// A matrix of original elements, row-major, which are bytes `range` of `buffer`.
+    ///
+    /// # Panics
+    ///
+    /// If the range is not inside the buffer, or not as long as the shape says.
+    #[must_use]
+    pub fn from_elements(
+        buffer: Vec<u8>,
+        range: Range<usize>,
+        shape: [usize; 2],
+        weight: WeightType,
+    ) -> Self {
+        let n_elems = shape[0].checked_mul(shape[1]).expect("a matrix in memory");
+        let bytes = Part::new(buffer, range);
+        assert_eq!(bytes.len(), n_elems * weight.elem_bytes(), "not the matrix's length");
+        let body = Body::Dense(DenseMatrix { bytes });
+        Self { rows: shape[0], cols: shape[1], weight, body }
+    }
+
+    /// A matrix of the tiles of a record, end to end, as they lie at
+    /// [`RecordPlace::tiles_range`](crate::RecordPlace::tiles_range), which are bytes `range` of `buffer`. Its layout
+    /// is [`Layout::Rans`], but dense for F32.
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError::RecordTruncated`], [`DecodeError::TileChecksum`], or
+    /// [`DecodeError::Slice`] if the record is no matrix of this type.
+    ///
+    /// # Panics
+    ///
+    /// If the range is not inside the buffer.
+    ///
+    /// # Cost
+    ///
+    /// Checks the tiles on the current thread, at about the speed of memory;
+    /// nothing is decoded.
+    pub fn from_tiles(
+        record: Record,
+        buffer: Vec<u8>,
+        range: Range<usize>,
+        shape: [usize; 2],
+        weight: WeightType,
+    ) -> Result<Self, DecodeError> {
+        check_shape(&record, shape, weight)?;
+        let rans = RansMatrix::from_tiles(record, Part::new(buffer, range.clone()))?;
+        if weight == WeightType::F32 {
+            // Tiles of types unknown to the codec are the elements themselves.
+            return Ok(Self::from_elements(rans.into_buffer(), range, shape, weight));
+        }
+        Ok(Self { rows: shape[0], cols: shape[1], weight, body: Body::Rans(Box::new(rans)) })
+    }
+
+    /// Bytes of memory that a matrix takes which [`Matrix::from_record`] loads:
+    /// exactly, but within a few per cent for [`Layout::Fixed`].
+    #[must_use]
+    pub fn expected_bytes(record: &Record, weight: WeightType, layout: Layout) -> usize {
+        match layout {
+            _ if weight == WeightType::F32 => record.header().content_bytes() as usize,
+            Layout::Dense => record.header().content_bytes() as usize,
+            Layout::Fixed => FixedMatrix::expected_bytes(record, weight),
+            Layout::Rans => RansMatrix::expected_bytes(record),
+        }
+    }
+
+    /// The memory of the weights, to be used again.
+    #[must_use]
+    pub fn into_buffer(self) -> Vec<u8> {
+        match self.body {
+            Body::Dense(dense) => dense.bytes.into_buffer(),
+            Body::Fixed(fixed) => fixed.into_buffer(),
+            Body::Rans(rans) => rans.into_buffer(),
+        }
+    }
+
+    /// Makes the weights useless in a way that shows: what is computed from
+    /// them afterwards is not a number, or [`DecodeError::Tile`]. For tests of
+    /// programs that use memory again.
+    pub fn poison(&mut self) {
+        match &mut self.body {
+            Body::Dense(dense) => dense.bytes.fill(0xFF),
+            Body::Fixed(fixed) => fixed.poison(),
+            Body::Rans(rans) => rans.poison(),
+        }
     }
 
     /// Output features.

@@ -9,16 +9,17 @@ use crate::dtype::Dtype;
 use crate::error::{DecodeError, EncodeError};
 use crate::io::ReadAt;
 use crate::isa::Isa;
+use crate::layout::Part;
 use crate::record::strips::decode_strips;
-use crate::record::{Record, RecordHeader, RecordWriter, TensorStatistics};
+use crate::record::{Record, RecordWriter, TensorStatistics};
 use crate::tile::{Order, TILE_ROWS, Tile, Tiling};
 
 #[derive(Debug)]
 pub(crate) struct RansMatrix {
-    header: RecordHeader,
-    tables: Vec<DecodeTable>,
+    /// Says where in its source the tiles were; here they start at byte 0.
+    record: Record,
     /// All tiles, end to end.
-    bytes: Vec<u8>,
+    bytes: Part,
 }
 
 impl RansMatrix {
@@ -26,9 +27,8 @@ impl RansMatrix {
         record: &Record,
         source: &(impl ReadAt + ?Sized),
     ) -> Result<Self, DecodeError> {
-        let header = record.header().clone();
-        let n_bytes = header.record_bytes() - u64::from(header.header_bytes());
-        let mut bytes = vec![0; n_bytes as usize];
+        let header = record.header();
+        let mut bytes = vec![0; header.tiles_bytes() as usize];
         let mut rest = bytes.as_mut_slice();
         let mut tiles = Vec::with_capacity(header.tiles().len());
         for entry in header.tiles() {
@@ -38,21 +38,50 @@ impl RansMatrix {
         }
         (tiles.into_par_iter().enumerate())
             .try_for_each(|(index, tile)| record.read_tile_into(source, index, tile))?;
-        Ok(Self { header, tables: record.tables().to_vec(), bytes })
+        Ok(Self { record: record.clone(), bytes: bytes.into() })
+    }
+
+    /// From the tiles of a record, end to end, which are checked one after the other.
+    pub(super) fn from_tiles(record: Record, bytes: Part) -> Result<Self, DecodeError> {
+        let (found, expected) = (bytes.len() as u64, record.header().tiles_bytes());
+        if found != expected {
+            return Err(DecodeError::RecordTruncated { found, expected });
+        }
+        let matrix = Self { record, bytes };
+        for index in 0..matrix.record.header().tiles().len() {
+            matrix.record.check_tile(index, matrix.stored(index))?;
+        }
+        Ok(matrix)
     }
 
     pub(crate) fn tiling(&self) -> &Tiling {
-        self.header.tiling()
+        self.record.header().tiling()
     }
 
     pub(super) fn resident_bytes(&self) -> usize {
-        let tables: usize = self.tables.iter().map(DecodeTable::resident_bytes).sum();
-        self.bytes.len() + size_of_val(self.header.tiles()) + tables
+        Self::expected_bytes(&self.record)
+    }
+
+    /// Bytes of memory a record takes.
+    pub(super) fn expected_bytes(record: &Record) -> usize {
+        let tables: usize = record.tables().iter().map(DecodeTable::resident_bytes).sum();
+        let header = record.header();
+        header.tiles_bytes() as usize + size_of_val(header.tiles()) + tables
+    }
+
+    pub(super) fn into_buffer(self) -> Vec<u8> {
+        self.bytes.into_buffer()
+    }
+
+    /// Overwrites every tile.
+    pub(super) fn poison(&mut self) {
+        self.bytes.fill(0xFF);
     }
 
     fn stored(&self, index: usize) -> &[u8] {
-        let entry = &self.header.tiles()[index];
-        let start = (entry.start - u64::from(self.header.header_bytes())) as usize;
+        let header = self.record.header();
+        let entry = &header.tiles()[index];
+        let start = (entry.start - u64::from(header.header_bytes())) as usize;
         &self.bytes[start..start + entry.n_bytes as usize]
     }
 
@@ -64,7 +93,7 @@ impl RansMatrix {
         sink: impl FnMut(usize, &Tile, [&[u8]; 2]),
     ) -> Result<(), DecodeError> {
         let tiles: Vec<(usize, &[u8])> = tiles.map(|index| (index, self.stored(index))).collect();
-        decode_strips(isa, &self.header, &self.tables, &tiles, sink)
+        decode_strips(isa, self.record.header(), self.record.tables(), &tiles, sink)
     }
 }
 

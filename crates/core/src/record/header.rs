@@ -111,6 +111,12 @@ impl RecordHeader {
         self.tiles.last().map_or(u64::from(self.header_bytes), |t| t.start + u64::from(t.n_bytes))
     }
 
+    /// Bytes of all tiles.
+    #[must_use]
+    pub fn tiles_bytes(&self) -> u64 {
+        self.record_bytes() - u64::from(self.header_bytes)
+    }
+
     /// Frequencies of a plane, `None` if it is stored as it is.
     ///
     /// # Panics

@@ -8,5 +8,5 @@ pub(crate) mod strips;
 mod write;
 
 pub use header::{MAGIC, RecordHeader, TileEntry, VERSION_MAJOR, VERSION_MINOR};
-pub use read::Record;
+pub use read::{Record, RecordPlace};
 pub use write::{RecordWriter, TensorStatistics, encode_record};

@@ -1,6 +1,7 @@
 //! Record -> tensor: whole, tile by tile, or in part.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use xxhash_rust::xxh3::xxh3_64;
@@ -24,10 +25,39 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// The bytes of the tiles stay in the source, which every call names again.
 #[derive(Debug, Clone)]
 pub struct Record {
-    header: RecordHeader,
+    place: RecordPlace,
+    tables: Arc<[DecodeTable]>,
+}
+
+/// Where a record lies in its source, and what its header says: a [`Record`]
+/// without the tables that decode it, some 20 KB for each coded plane.
+#[derive(Debug, Clone)]
+pub struct RecordPlace {
+    header: Arc<RecordHeader>,
     /// Where the record starts in the source.
     start: u64,
-    tables: Vec<DecodeTable>,
+}
+
+impl RecordPlace {
+    /// The header.
+    #[must_use]
+    pub fn header(&self) -> &RecordHeader {
+        &self.header
+    }
+
+    /// Where the stored bytes of all tiles, end to end, lie in the source.
+    #[must_use]
+    pub fn tiles_range(&self) -> Range<u64> {
+        let first = self.start + u64::from(self.header.header_bytes());
+        first..first + self.header.tiles_bytes()
+    }
+
+    /// The record, with its tables made anew.
+    #[must_use]
+    pub fn record(&self) -> Record {
+        let tables = self.header.tables.iter().flatten().map(DecodeTable::new).collect();
+        Record { place: self.clone(), tables }
+    }
 }
 
 impl Record {
@@ -54,15 +84,20 @@ impl Record {
         }
         let mut bytes = vec![0; header_bytes as usize];
         source.read_exact_at(&mut bytes, start)?;
-        let header = RecordHeader::parse(&bytes, record_bytes)?;
-        let tables = header.tables.iter().flatten().map(DecodeTable::new).collect();
-        Ok(Self { header, start, tables })
+        let header = Arc::new(RecordHeader::parse(&bytes, record_bytes)?);
+        Ok(RecordPlace { header, start }.record())
     }
 
     /// The header.
     #[must_use]
-    pub const fn header(&self) -> &RecordHeader {
-        &self.header
+    pub fn header(&self) -> &RecordHeader {
+        &self.place.header
+    }
+
+    /// Where it lies.
+    #[must_use]
+    pub const fn place(&self) -> &RecordPlace {
+        &self.place
     }
 
     /// Decode tables of the coded planes, in plane order.
@@ -86,7 +121,7 @@ impl Record {
         index: usize,
         out: &mut Vec<u8>,
     ) -> Result<(), DecodeError> {
-        out.resize(self.header.tiles[index].n_bytes as usize, 0);
+        out.resize(self.header().tiles[index].n_bytes as usize, 0);
         self.read_tile_into(source, index, out)
     }
 
@@ -97,7 +132,7 @@ impl Record {
         index: usize,
         out: &mut [u8],
     ) -> Result<(), DecodeError> {
-        source.read_exact_at(out, self.start + self.header.tiles[index].start)?;
+        source.read_exact_at(out, self.place.start + self.header().tiles[index].start)?;
         self.check_tile(index, out)
     }
 
@@ -109,15 +144,15 @@ impl Record {
         index: usize,
         buffer: &'a mut Vec<u8>,
     ) -> Result<&'a [u8], DecodeError> {
-        let entry = &self.header.tiles[index];
-        match source.borrow_at(self.start + entry.start, entry.n_bytes as usize) {
+        let entry = &self.header().tiles[index];
+        match source.borrow_at(self.place.start + entry.start, entry.n_bytes as usize) {
             Some(stored) => self.check_tile(index, stored).map(|()| stored),
             None => self.read_tile(source, index, buffer).map(|()| buffer.as_slice()),
         }
     }
 
-    fn check_tile(&self, index: usize, stored: &[u8]) -> Result<(), DecodeError> {
-        let expected = self.header.tiles[index].checksum;
+    pub(crate) fn check_tile(&self, index: usize, stored: &[u8]) -> Result<(), DecodeError> {
+        let expected = self.header().tiles[index].checksum;
         match xxh3_64(stored) {
             found if found == expected => Ok(()),
             found => Err(DecodeError::TileChecksum { tile: index, found, expected }),
@@ -141,11 +176,15 @@ impl Record {
         stored: &[u8],
         planes: &mut [u8],
     ) -> Result<(), DecodeError> {
-        let n = self.header.tiling.tile(index).n_elems();
-        assert_eq!(planes.len(), n * self.header.dtype.elem_bytes(), "planes differ from the tile");
+        let n = self.header().tiling.tile(index).n_elems();
+        assert_eq!(
+            planes.len(),
+            n * self.header().dtype.elem_bytes(),
+            "planes differ from the tile"
+        );
         let (high, low) = planes.split_at_mut(n);
         let mut done = 0;
-        decode_strips(isa, &self.header, &self.tables, &[(index, stored)], |_, strip, planes| {
+        decode_strips(isa, self.header(), &self.tables, &[(index, stored)], |_, strip, planes| {
             let end = done + strip.n_elems();
             high[done..end].copy_from_slice(planes[0]);
             if !planes[1].is_empty() {
@@ -170,7 +209,7 @@ impl Record {
             for (&index, buffer) in group.iter().zip(&mut buffers) {
                 tiles.push((index, self.stored_tile(source, index, buffer)?));
             }
-            decode_strips(isa, &self.header, &self.tables, &tiles, &mut place)?;
+            decode_strips(isa, self.header(), &self.tables, &tiles, &mut place)?;
         }
         Ok(())
     }
@@ -191,10 +230,10 @@ impl Record {
         isa: Isa,
         range: Range<usize>,
     ) -> Result<Vec<Vec<u8>>, DecodeError> {
-        let (dtype, tiling) = (self.header.dtype, &self.header.tiling);
+        let (dtype, tiling) = (self.header().dtype, &self.header().tiling);
         let first = range.start;
         let mut loaded: Vec<Vec<u8>> = (range.clone())
-            .map(|index| vec![0; self.header.raw_tile_bytes(&tiling.tile(index))])
+            .map(|index| vec![0; self.header().raw_tile_bytes(&tiling.tile(index))])
             .collect();
         let indices: Vec<usize> = range.collect();
         self.for_each_strip_with(source, isa, &indices, |index, strip, planes| {
@@ -224,8 +263,8 @@ impl Record {
         isa: Isa,
         out: &mut [u8],
     ) -> Result<(), DecodeError> {
-        assert_eq!(out.len() as u64, self.header.content_bytes(), "not the tensor's length");
-        let (dtype, tiling) = (self.header.dtype, &self.header.tiling);
+        assert_eq!(out.len() as u64, self.header().content_bytes(), "not the tensor's length");
+        let (dtype, tiling) = (self.header().dtype, &self.header().tiling);
         let row_bytes = tiling.row_stride() * dtype.elem_bytes();
         // Tiles of one column have one width, and so stay in step.
         let (across, n_tiles) = (tiling.tiles_across(), tiling.n_tiles());
@@ -255,7 +294,7 @@ impl Record {
         isa: Isa,
         mut sink: impl FnMut(&[u8]) -> std::io::Result<()>,
     ) -> Result<(), DecodeError> {
-        match self.header.tiling.order() {
+        match self.header().tiling.order() {
             Order::Linear => self.stream_linear(source, isa, &mut sink),
             Order::Fragment => self.stream_fragment(source, isa, &mut sink),
         }
@@ -267,7 +306,7 @@ impl Record {
         isa: Isa,
         sink: &mut dyn FnMut(&[u8]) -> std::io::Result<()>,
     ) -> Result<(), DecodeError> {
-        let n_tiles = self.header.tiling.n_tiles();
+        let n_tiles = self.header().tiling.n_tiles();
         let batch = MAX_PANEL_TILES.min(2 * MAX_STREAMS * rayon::current_num_threads());
         for first in (0..n_tiles).step_by(batch) {
             let range = first..n_tiles.min(first + batch);
@@ -284,7 +323,7 @@ impl Record {
         isa: Isa,
         sink: &mut dyn FnMut(&[u8]) -> std::io::Result<()>,
     ) -> Result<(), DecodeError> {
-        let tiling = &self.header.tiling;
+        let tiling = &self.header().tiling;
         let across = tiling.tiles_across();
         // As many rows at a time as fit, at least one; and of a single row as
         // many tiles as fit.
@@ -324,7 +363,7 @@ impl Record {
             .map(|group| {
                 let mut tiles = self.load_tiles_with(source, isa, group.clone())?;
                 for (index, bytes) in group.zip(&mut tiles) {
-                    let rows = self.header.tiling.tile(index).rows;
+                    let rows = self.header().tiling.tile(index).rows;
                     if band.len() < rows {
                         let row_bytes = bytes.len() / rows;
                         *bytes = bytes[band.start * row_bytes..band.end * row_bytes].to_vec();
@@ -360,7 +399,7 @@ impl Record {
     ///
     /// [`DecodeError::ContentHash`] if they differ.
     pub fn check_content_hash(&self, found: &blake3::Hash) -> Result<(), DecodeError> {
-        let expected = blake3::Hash::from_bytes(self.header.content_hash);
+        let expected = blake3::Hash::from_bytes(self.header().content_hash);
         if *found == expected {
             return Ok(());
         }
@@ -393,10 +432,10 @@ impl Record {
     /// dimension, rows all others.
     #[must_use]
     pub fn matrix_sides(&self) -> (usize, usize) {
-        match self.header.shape.split_last() {
+        match self.header().shape.split_last() {
             None => (1, 1),
-            Some((_, _)) if self.header.tiling.n_elems() == 0 => (0, 0),
-            Some((&cols, _)) => (self.header.tiling.n_elems() / cols, cols),
+            Some((_, _)) if self.header().tiling.n_elems() == 0 => (0, 0),
+            Some((&cols, _)) => (self.header().tiling.n_elems() / cols, cols),
         }
     }
 
@@ -428,13 +467,13 @@ impl Record {
                 expected: format!("rows {:?}, columns {:?}", 0..n_rows, 0..n_cols),
             });
         }
-        let elem_bytes = self.header.dtype.elem_bytes();
+        let elem_bytes = self.header().dtype.elem_bytes();
         out.clear();
         out.resize(rows.len() * cols.len() * elem_bytes, 0);
         if out.is_empty() {
             return Ok(());
         }
-        match self.header.tiling.order() {
+        match self.header().tiling.order() {
             Order::Fragment => self.read_rectangle(source, isa, &rows, &cols, out),
             Order::Linear => self.read_runs(source, isa, &rows, &cols, n_cols, out),
         }
@@ -448,8 +487,8 @@ impl Record {
         cols: &Range<usize>,
         out: &mut [u8],
     ) -> Result<(), DecodeError> {
-        let tiling = &self.header.tiling;
-        let elem_bytes = self.header.dtype.elem_bytes();
+        let tiling = &self.header().tiling;
+        let elem_bytes = self.header().dtype.elem_bytes();
         for index in 0..tiling.n_tiles() {
             let tile = tiling.tile(index);
             let row_part = overlap(rows, tile.row_start, tile.rows);
@@ -477,8 +516,8 @@ impl Record {
         n_cols: usize,
         out: &mut [u8],
     ) -> Result<(), DecodeError> {
-        let tiling = &self.header.tiling;
-        let elem_bytes = self.header.dtype.elem_bytes();
+        let tiling = &self.header().tiling;
+        let elem_bytes = self.header().dtype.elem_bytes();
         for index in 0..tiling.n_tiles() {
             let tile = tiling.tile(index);
             let mut bytes = Vec::new();

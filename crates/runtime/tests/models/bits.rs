@@ -6,7 +6,7 @@ use transom::layout::Layout;
 use transom_runtime::compare::{CompareOptions, compare};
 use transom_runtime::generate::StopReason;
 use transom_runtime::tiny::SyntheticCheckpoint;
-use transom_runtime::{LoadOptions, Model, RuntimeError, Session};
+use transom_runtime::{Model, RuntimeError, Session, StoreOptions};
 
 use crate::{bits, greedy, load, packed, written};
 
@@ -34,7 +34,12 @@ fn layout_threads_instruction_set_and_chunks_do_not_change_a_bit() {
     let reference = logits(&load(dir.path(), Layout::Dense), N_TOKENS, 1);
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
         for layout in Layout::ALL {
-            let model = Model::load(dir.path(), LoadOptions { layout, isa }, &mut |_| ()).unwrap();
+            let model = Model::load(
+                dir.path(),
+                StoreOptions { isa, ..StoreOptions::new(layout) },
+                &mut |_| (),
+            )
+            .unwrap();
             for chunk in [1, 3, 7, N_TOKENS] {
                 for n_threads in [1, 2] {
                     let found = logits(&model, chunk, n_threads);

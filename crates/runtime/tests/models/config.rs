@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use transom::layout::Layout;
 use transom_runtime::config::Config;
 use transom_runtime::tiny::{SyntheticCheckpoint, llama_config};
-use transom_runtime::{LoadOptions, Model, RuntimeError};
+use transom_runtime::{Model, RuntimeError, StoreOptions};
 
 use crate::written;
 
@@ -134,7 +134,7 @@ fn the_end_tokens_of_both_files_count() {
 fn load_error(change: impl FnOnce(&std::path::Path)) -> RuntimeError {
     let dir = written(&SyntheticCheckpoint::tiny());
     change(dir.path());
-    Model::load(dir.path(), LoadOptions::new(Layout::Dense), &mut |_| ()).unwrap_err()
+    Model::load(dir.path(), StoreOptions::new(Layout::Dense), &mut |_| ()).unwrap_err()
 }
 
 /// Replaces text of equal length in the header of the weights.

@@ -2,8 +2,11 @@
 
 mod bits;
 mod config;
+mod dtypes;
 mod reference;
+mod store;
 mod stories;
+mod wrong_stores;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -14,10 +17,10 @@ use transom::layout::Layout;
 use transom_runtime::generate::{GenerateOptions, Generation, generate};
 use transom_runtime::sampler::Sampling;
 use transom_runtime::tiny::SyntheticCheckpoint;
-use transom_runtime::{DEFAULT_CHUNK, LoadOptions, Model, Session};
+use transom_runtime::{DEFAULT_CHUNK, Model, Session, StoreOptions};
 
 fn load(path: &Path, layout: Layout) -> Model {
-    Model::load(path, LoadOptions::new(layout), &mut |_| ()).unwrap()
+    Model::load(path, StoreOptions::new(layout), &mut |_| ()).unwrap()
 }
 
 fn written(checkpoint: &SyntheticCheckpoint) -> TempDir {

@@ -1,6 +1,6 @@
 //! The arithmetic of [`crate::product`], element by element.
 
-use crate::arch::LANES_PER_ROW;
+use crate::arch::{LANES_PER_ROW, RowIndices, rows_of_places};
 use crate::layout::WeightType;
 use crate::tile::{BLOCK, BLOCK_ELEMS, fragment_position};
 
@@ -66,8 +66,8 @@ pub(crate) fn accumulate_blocks(
     }
 }
 
-/// Row and column (of the block) of each accumulator of [`accumulate_blocks`].
-pub(crate) const PLACES: [(u8, u8); BLOCK_ELEMS] = {
+/// Where [`accumulate_blocks`] leaves the accumulators of each row.
+pub(crate) static ROW_INDICES: RowIndices = {
     let mut places = [(0, 0); BLOCK_ELEMS];
     let mut index = 0;
     while index < BLOCK_ELEMS {
@@ -75,7 +75,7 @@ pub(crate) const PLACES: [(u8, u8); BLOCK_ELEMS] = {
         places[index] = (row as u8, col as u8);
         index += 1;
     }
-    places
+    rows_of_places(&places)
 };
 
 /// Adds the products of a part of a row, which starts at accumulator `lane`.
@@ -93,16 +93,27 @@ pub(crate) fn accumulate_run(
     }
 }
 
+/// Adds the products of a row of row-major weights with a token.
+#[inline(always)]
+pub(crate) fn accumulate_row(
+    weight: WeightType,
+    weights: &[u8],
+    x: &[f32],
+    sums: &mut [f32; LANES_PER_ROW],
+) {
+    for (c, x) in x.iter().enumerate() {
+        let sum = &mut sums[c % LANES_PER_ROW];
+        *sum = widen_dense(weight, weights, c).mul_add(*x, *sum);
+    }
+}
+
 /// Multiplies as many rows of row-major weights as `y` has.
 #[inline(always)]
 pub(crate) fn multiply_dense(weight: WeightType, weights: &[u8], x: &[f32], y: &mut [f32]) {
     let row_bytes = x.len() * weight.elem_bytes();
     for (weights, y) in weights.chunks_exact(row_bytes).zip(y) {
         let mut sums = [0.0; LANES_PER_ROW];
-        for (c, x) in x.iter().enumerate() {
-            let sum = &mut sums[c % LANES_PER_ROW];
-            *sum = widen_dense(weight, weights, c).mul_add(*x, *sum);
-        }
+        accumulate_row(weight, weights, x, &mut sums);
         *y = reduce(sums);
     }
 }

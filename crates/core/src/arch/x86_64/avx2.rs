@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::blocks::{for_each_half, join_run, split_run};
+use super::blocks::{for_each_half, join_run, split_and_join, split_run};
 use super::streams::{Kernel, run};
 use crate::coder::rans::{DecodeTable, LANES, Stream};
 use crate::dtype::Dtype;
@@ -135,67 +135,7 @@ fn decode_symbol(table: &DecodeTable, state: __m256i) -> (__m256i, __m256i) {
 // A half of a block is eight rows of 16 elements; its left and right quarters
 // sit in the two 128-bit lanes of a vector and go the same way.
 
-/// Splits the first elements of a tile; returns how many.
-///
-/// # Safety
-///
-/// AVX2.
-#[target_feature(enable = "avx2")]
-pub(crate) unsafe fn split_tile(
-    dtype: Dtype,
-    order: Order,
-    tile: &Tile,
-    source: &[u8],
-    row_stride_bytes: usize,
-    planes: &mut [u8],
-) -> usize {
-    match (dtype, order) {
-        (Dtype::Bf16, Order::Fragment) => {
-            split_blocks::<true>(tile, source, row_stride_bytes, planes)
-        }
-        (Dtype::F16, Order::Fragment) => {
-            split_blocks::<false>(tile, source, row_stride_bytes, planes)
-        }
-        (_, Order::Fragment) => split_byte_blocks(tile, source, row_stride_bytes, planes),
-        (Dtype::Bf16, Order::Linear) => split_run::<true>(tile.n_elems(), source, planes),
-        (Dtype::F16, Order::Linear) => split_run::<false>(tile.n_elems(), source, planes),
-        (_, Order::Linear) => {
-            planes.copy_from_slice(&source[..planes.len()]);
-            planes.len()
-        }
-    }
-}
-
-/// Joins the first elements of a tile; returns how many.
-///
-/// # Safety
-///
-/// AVX2.
-#[target_feature(enable = "avx2")]
-pub(crate) unsafe fn join_tile(
-    dtype: Dtype,
-    order: Order,
-    tile: &Tile,
-    planes: [&[u8]; 2],
-    target: &mut [u8],
-    row_stride_bytes: usize,
-) -> usize {
-    match (dtype, order) {
-        (Dtype::Bf16, Order::Fragment) => {
-            join_blocks::<true>(tile, planes, target, row_stride_bytes)
-        }
-        (Dtype::F16, Order::Fragment) => {
-            join_blocks::<false>(tile, planes, target, row_stride_bytes)
-        }
-        (_, Order::Fragment) => join_byte_blocks(tile, planes[0], target, row_stride_bytes),
-        (Dtype::Bf16, Order::Linear) => join_run::<true>(tile.n_elems(), planes, target),
-        (Dtype::F16, Order::Linear) => join_run::<false>(tile.n_elems(), planes, target),
-        (_, Order::Linear) => {
-            target[..planes[0].len()].copy_from_slice(planes[0]);
-            planes[0].len()
-        }
-    }
-}
+split_and_join!("avx2");
 
 /// Transposes 4x4 groups of 32 bits in either 128-bit lane.
 #[inline]

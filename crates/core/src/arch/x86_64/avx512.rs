@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::blocks::{for_each_half, join_run, split_run};
+use super::blocks::{for_each_half, join_run, split_and_join, split_run};
 use super::streams::{Kernel, run};
 use crate::arch::rank_table::RARE_START;
 use crate::arch::{EncodeRanks, RankTable};
@@ -49,7 +49,8 @@ fn load<T, const L: usize>(array: &[T; L]) -> __m512i {
 /// Loads 64 bytes into a register.
 ///
 /// In assembly, because the compiler would otherwise make the load an operand
-/// of the expansion that follows, which is microcode on Zen 4.
+/// of the expansion that follows, which is slower on Zen 4 (2.4 against
+/// 2.7 GB/s of BF16 decoded).
 ///
 /// # Safety
 ///
@@ -489,67 +490,7 @@ const fn pair_indices(first: u8) -> [u8; 64] {
     indices
 }
 
-/// Splits the first elements of a tile; returns how many.
-///
-/// # Safety
-///
-/// AVX-512 as in [`crate::Isa::Avx512`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
-pub(crate) unsafe fn split_tile(
-    dtype: Dtype,
-    order: Order,
-    tile: &Tile,
-    source: &[u8],
-    row_stride_bytes: usize,
-    planes: &mut [u8],
-) -> usize {
-    match (dtype, order) {
-        (Dtype::Bf16, Order::Fragment) => {
-            split_blocks::<true>(tile, source, row_stride_bytes, planes)
-        }
-        (Dtype::F16, Order::Fragment) => {
-            split_blocks::<false>(tile, source, row_stride_bytes, planes)
-        }
-        (_, Order::Fragment) => split_byte_blocks(tile, source, row_stride_bytes, planes),
-        (Dtype::Bf16, Order::Linear) => split_run::<true>(tile.n_elems(), source, planes),
-        (Dtype::F16, Order::Linear) => split_run::<false>(tile.n_elems(), source, planes),
-        (_, Order::Linear) => {
-            planes.copy_from_slice(&source[..planes.len()]);
-            planes.len()
-        }
-    }
-}
-
-/// Joins the first elements of a tile; returns how many.
-///
-/// # Safety
-///
-/// AVX-512 as in [`crate::Isa::Avx512`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
-pub(crate) unsafe fn join_tile(
-    dtype: Dtype,
-    order: Order,
-    tile: &Tile,
-    planes: [&[u8]; 2],
-    target: &mut [u8],
-    row_stride_bytes: usize,
-) -> usize {
-    match (dtype, order) {
-        (Dtype::Bf16, Order::Fragment) => {
-            join_blocks::<true>(tile, planes, target, row_stride_bytes)
-        }
-        (Dtype::F16, Order::Fragment) => {
-            join_blocks::<false>(tile, planes, target, row_stride_bytes)
-        }
-        (_, Order::Fragment) => join_byte_blocks(tile, planes[0], target, row_stride_bytes),
-        (Dtype::Bf16, Order::Linear) => join_run::<true>(tile.n_elems(), planes, target),
-        (Dtype::F16, Order::Linear) => join_run::<false>(tile.n_elems(), planes, target),
-        (_, Order::Linear) => {
-            target[..planes[0].len()].copy_from_slice(planes[0]);
-            planes[0].len()
-        }
-    }
-}
+split_and_join!("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2");
 
 /// Fragment order, two bytes an element.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vbmi2")]

@@ -1,6 +1,75 @@
 //! What the vector versions of split and join have in common: the walk over
 //! blocks, and the loops over linear runs, which the compiler vectorises.
 
+/// Defines `split_tile` and `join_tile` of an instruction set, which has
+/// `split_blocks`, `join_blocks`, `split_byte_blocks` and `join_byte_blocks`.
+macro_rules! split_and_join {
+    ($features:literal) => {
+        /// Splits the first elements of a tile; returns how many.
+        ///
+        /// # Safety
+        ///
+        /// The instruction set is available.
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn split_tile(
+            dtype: Dtype,
+            order: Order,
+            tile: &Tile,
+            source: &[u8],
+            row_stride_bytes: usize,
+            planes: &mut [u8],
+        ) -> usize {
+            match (dtype, order) {
+                (Dtype::Bf16, Order::Fragment) => {
+                    split_blocks::<true>(tile, source, row_stride_bytes, planes)
+                }
+                (Dtype::F16, Order::Fragment) => {
+                    split_blocks::<false>(tile, source, row_stride_bytes, planes)
+                }
+                (_, Order::Fragment) => split_byte_blocks(tile, source, row_stride_bytes, planes),
+                (Dtype::Bf16, Order::Linear) => split_run::<true>(tile.n_elems(), source, planes),
+                (Dtype::F16, Order::Linear) => split_run::<false>(tile.n_elems(), source, planes),
+                (_, Order::Linear) => {
+                    planes.copy_from_slice(&source[..planes.len()]);
+                    planes.len()
+                }
+            }
+        }
+
+        /// Joins the first elements of a tile; returns how many.
+        ///
+        /// # Safety
+        ///
+        /// The instruction set is available.
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn join_tile(
+            dtype: Dtype,
+            order: Order,
+            tile: &Tile,
+            planes: [&[u8]; 2],
+            target: &mut [u8],
+            row_stride_bytes: usize,
+        ) -> usize {
+            match (dtype, order) {
+                (Dtype::Bf16, Order::Fragment) => {
+                    join_blocks::<true>(tile, planes, target, row_stride_bytes)
+                }
+                (Dtype::F16, Order::Fragment) => {
+                    join_blocks::<false>(tile, planes, target, row_stride_bytes)
+                }
+                (_, Order::Fragment) => join_byte_blocks(tile, planes[0], target, row_stride_bytes),
+                (Dtype::Bf16, Order::Linear) => join_run::<true>(tile.n_elems(), planes, target),
+                (Dtype::F16, Order::Linear) => join_run::<false>(tile.n_elems(), planes, target),
+                (_, Order::Linear) => {
+                    target[..planes[0].len()].copy_from_slice(planes[0]);
+                    planes[0].len()
+                }
+            }
+        }
+    };
+}
+pub(super) use split_and_join;
+
 use crate::tile::{BLOCK, BLOCK_ELEMS, Tile};
 
 /// The halves of every block, eight rows each: byte offset of the first row

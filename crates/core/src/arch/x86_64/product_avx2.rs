@@ -48,3 +48,19 @@ pub(crate) unsafe fn multiply_dense(weight: WeightType, weights: &[u8], x: &[f32
         other => product::multiply_dense(other, weights, x, y),
     }
 }
+
+/// # Safety
+///
+/// AVX2 and FMA.
+#[target_feature(enable = "avx2,fma")]
+pub(crate) unsafe fn accumulate_row(
+    weight: WeightType,
+    weights: &[u8],
+    x: &[f32],
+    sums: &mut [f32; LANES_PER_ROW],
+) {
+    match weight {
+        WeightType::Bf16 => product::accumulate_row(WeightType::Bf16, weights, x, sums),
+        other => product::accumulate_row(other, weights, x, sums),
+    }
+}
