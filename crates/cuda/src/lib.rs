@@ -12,6 +12,7 @@ mod device;
 mod error;
 mod module;
 mod probe;
+pub mod rans;
 mod stream;
 
 pub use buffer::{DeviceBuffer, Element};

@@ -6,6 +6,8 @@
 
 #[path = "gpu/probe.rs"]
 mod probe;
+#[path = "gpu/rans.rs"]
+mod rans;
 
 use std::io::Write as _;
 
