@@ -16,8 +16,8 @@ use crate::error::Error;
 use crate::module::{Function, Launch};
 use crate::stream::Stream;
 use params::{
-    BytesArgs, DECODE_WARP_BYTES, DecodeArgs, GatherArgs, LOAD_BYTES, LoadArgs, Matrix, ProductArgs,
-    ROWS_WARP_BYTES, UNIT_COLS, table_bytes,
+    BytesArgs, DECODE_WARP_BYTES, DecodeArgs, GatherArgs, LOAD_BYTES, LoadArgs, Matrix,
+    ProductArgs, ROWS_WARP_BYTES, UNIT_COLS, table_bytes,
 };
 
 /// Why a record cannot be loaded or used as entropy-coded weights.
@@ -223,8 +223,7 @@ impl Rans {
         let mut products = Vec::new();
         for int8 in [false, true] {
             for (tokens, blocks_per_sm) in [(8, 2), (32, 1), (64, 1)] {
-                let name =
-                    format!("rans_product_{}_{tokens}", if int8 { "int8" } else { "bf16" });
+                let name = format!("rans_product_{}_{tokens}", if int8 { "int8" } else { "bf16" });
                 let function = device.function(&name)?;
                 function.allow_shared(max)?;
                 products.push(Product { tokens, blocks_per_sm, int8, function });
@@ -374,11 +373,8 @@ impl Rans {
     ) -> Result<()> {
         need(matrix.dtype == Dtype::Bf16, "an element type other than BF16")?;
         need_length("elements", out.len(), matrix.rows() * matrix.cols())?;
-        let args = DecodeArgs {
-            matrix: matrix.params(),
-            out: out.address(),
-            stride: matrix.cols.into(),
-        };
+        let args =
+            DecodeArgs { matrix: matrix.params(), out: out.address(), stride: matrix.cols.into() };
         let n_blocks = (2 * self.device.info().n_sms).min(matrix.units().div_ceil(16));
         let launch =
             Launch::new(n_blocks, 512).shared(16 * DECODE_WARP_BYTES + matrix.table_bytes());

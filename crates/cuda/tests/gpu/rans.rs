@@ -54,7 +54,8 @@ fn fragments(x: &[u16], tokens: usize, cols: usize) -> Vec<u32> {
 /// BF16 of every kind of matrix: usual weights, one exponent, every bit pattern,
 /// both in places (so that some tiles are raw and some units have many words).
 fn matrices(random: &mut Random) -> Vec<(&'static str, [usize; 2], Vec<u16>)> {
-    let mut usual = |n: usize| -> Vec<u16> { (0..n).map(|_| bf16(0.02 * normal(random))).collect() };
+    let mut usual =
+        |n: usize| -> Vec<u16> { (0..n).map(|_| bf16(0.02 * normal(random))).collect() };
     let mut all = vec![
         ("usual", [16, 16], usual(256)),
         ("usual", [1040, 1168], usual(1040 * 1168)),
@@ -97,7 +98,9 @@ fn elements_of_one_byte_come_back() {
     let Some(gpu) = Gpu::open() else { return };
     let rans = Rans::new(&gpu.device).unwrap();
     let mut random = Random::fresh();
-    for (dtype, sigma) in [(Dtype::I8, 13.0), (Dtype::I8, 3.0), (Dtype::U8, 20.0), (Dtype::F8E4M3, 9.0)] {
+    for (dtype, sigma) in
+        [(Dtype::I8, 13.0), (Dtype::I8, 3.0), (Dtype::U8, 20.0), (Dtype::F8E4M3, 9.0)]
+    {
         let data: Vec<u8> =
             (0..400 * 1168).map(|_| (sigma * normal(&mut random)).round() as i32 as u8).collect();
         let matrix = load(&gpu, &rans, dtype, [400, 1168], &data);
@@ -136,7 +139,8 @@ fn product_of_bf16() {
     let rans = Rans::new(&gpu.device).unwrap();
     let mut random = Random::fresh();
     for [rows, cols] in [[16, 16], [144, 1168], [1040, 4096], [256, 8720]] {
-        let weights: Vec<u16> = (0..rows * cols).map(|_| bf16(0.02 * normal(&mut random))).collect();
+        let weights: Vec<u16> =
+            (0..rows * cols).map(|_| bf16(0.02 * normal(&mut random))).collect();
         let x: Vec<u16> = (0..64 * cols).map(|_| bf16(normal(&mut random))).collect();
         let bias: Vec<u16> = (0..rows).map(|_| bf16(normal(&mut random))).collect();
         let matrix = load(&gpu, &rans, Dtype::Bf16, [rows, cols], &bytes(&weights));
@@ -144,8 +148,16 @@ fn product_of_bf16() {
         let run = |tokens: usize| {
             let fragments = gpu.stream.upload(&fragments(&x, tokens, cols)).unwrap();
             let mut y = DeviceBuffer::filled(&gpu.device, tokens * rows, 0xFF).unwrap();
-            rans.product(&gpu.stream, &matrix, &fragments, tokens, None, Some(&bias_buffer), &mut y)
-                .unwrap();
+            rans.product(
+                &gpu.stream,
+                &matrix,
+                &fragments,
+                tokens,
+                None,
+                Some(&bias_buffer),
+                &mut y,
+            )
+            .unwrap();
             gpu.stream.download(&y).unwrap()
         };
         let all = run(64);
@@ -185,9 +197,7 @@ fn product_of_int8_with_scales() {
             .collect();
         // Small whole numbers are the same in FP16 and make the sums exact in f64.
         let x: Vec<i32> = (0..tokens * cols).map(|_| (random.bits() % 5) as i32 - 2).collect();
-        let half = |v: i32| -> u16 {
-            [0xC000_u16, 0xBC00, 0, 0x3C00, 0x4000][(v + 2) as usize]
-        };
+        let half = |v: i32| -> u16 { [0xC000_u16, 0xBC00, 0, 0x3C00, 0x4000][(v + 2) as usize] };
         let x16: Vec<u16> = x.iter().map(|&v| half(v)).collect();
         let data: Vec<u8> = weights.iter().map(|&w| w as u8).collect();
         let matrix = load(&gpu, &rans, Dtype::I8, [rows, cols], &data);
@@ -256,10 +266,7 @@ fn damaged_streams_name_their_tile() {
         // Damage that the checksum notices.
         let at = packed.len() - 70_000;
         packed[at] ^= 0x10;
-        assert!(matches!(
-            rans.load(&gpu.stream, &record, &packed),
-            Err(RansError::Record(_))
-        ));
+        assert!(matches!(rans.load(&gpu.stream, &record, &packed), Err(RansError::Record(_))));
     }
 }
 
