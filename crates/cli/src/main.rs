@@ -55,6 +55,7 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Compare(args) => command::compare::run(&args),
         Command::Bench(Bench::Codec(args)) => command::bench_codec::run(&args),
         Command::Bench(Bench::Matmul(args)) => command::bench_matmul::run(&args),
+        Command::Bench(Bench::Decode(args)) => command::bench_cuda::decode(&args),
         Command::Doctor => command::doctor::run(),
         Command::Demo(args) => command::demo::run(&args),
     }

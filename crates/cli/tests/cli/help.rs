@@ -4,7 +4,7 @@ use crate::snapshot;
 
 #[test]
 fn help_of_every_command() {
-    let commands: [&[&str]; 12] = [
+    let commands: [&[&str]; 13] = [
         &[],
         &["pack"],
         &["unpack"],
@@ -15,6 +15,7 @@ fn help_of_every_command() {
         &["bench"],
         &["bench", "codec"],
         &["bench", "matmul"],
+        &["bench", "decode"],
         &["doctor"],
         &["demo"],
     ];
