@@ -232,9 +232,8 @@ impl Product {
         }
         let (format, chunk_bytes) = (first.format, first.chunk_bytes);
         let n_slices = n_slices(first.cols);
-        let variant = |suffix, shape| {
-            Variant::new(device, format, suffix, shape, chunk_bytes, n_slices)
-        };
+        let variant =
+            |suffix, shape| Variant::new(device, format, suffix, shape, chunk_bytes, n_slices);
         Ok(Self {
             format,
             rows,
@@ -369,9 +368,8 @@ impl Product {
             unused: 0,
         };
         let n_blocks = variant.n_blocks(self.n_tiles(), self.n_sms) as u32;
-        let launch = Launch::new(n_blocks, 32 * WARPS as u32)
-            .shared(variant.shared_bytes)
-            .dependent(true);
+        let launch =
+            Launch::new(n_blocks, 32 * WARPS as u32).shared(variant.shared_bytes).dependent(true);
         // SAFETY: the segments hold what `FixedMatrix` describes, the lengths of the
         // others were checked above, and freeing a buffer waits for the kernel.
         unsafe { variant.function.launch(stream, launch, &params) }

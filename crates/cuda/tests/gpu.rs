@@ -6,6 +6,8 @@
 
 #[path = "gpu/probe.rs"]
 mod probe;
+#[path = "gpu/product.rs"]
+mod product;
 #[path = "gpu/rans.rs"]
 mod rans;
 

@@ -338,9 +338,7 @@ impl FixedMatrix {
         let sample: Vec<u8> = (0..rows)
             .step_by(step)
             .take(16)
-            .flat_map(|row| {
-                &bytes[row * row_bytes..(row + CHUNK_ROWS).min(rows) * row_bytes]
-            })
+            .flat_map(|row| &bytes[row * row_bytes..(row + CHUNK_ROWS).min(rows) * row_bytes])
             .copied()
             .collect();
         let sample_rows = sample.len().checked_div(row_bytes).unwrap_or(0);

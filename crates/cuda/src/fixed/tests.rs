@@ -72,7 +72,9 @@ fn decode(matrix: &FixedMatrix, chunk: &[u8], lane: usize, at: usize) -> u16 {
 fn random_bytes(n: usize, state: &mut u64) -> Vec<u8> {
     (0..n)
         .map(|_| {
-            *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            *state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (*state >> 56) as u8
         })
         .collect()
@@ -98,7 +100,8 @@ fn every_element_comes_back() {
                     let matrix = FixedMatrix::encode(format, places, rows, cols, &bytes);
                     let across = cols.div_ceil(CHUNK_COLS);
                     for (index, chunk) in matrix.chunks.chunks(matrix.chunk_bytes).enumerate() {
-                        for (lane, at) in (0..32).flat_map(|lane| (0..64).map(move |at| (lane, at))) {
+                        for (lane, at) in (0..32).flat_map(|lane| (0..64).map(move |at| (lane, at)))
+                        {
                             let (row, col) = fragment(lane, register(at));
                             let row = index / across * CHUNK_ROWS + row;
                             let col = index % across * CHUNK_COLS + at / 8 * 16 + col;

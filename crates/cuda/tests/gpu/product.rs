@@ -164,7 +164,9 @@ fn two_hundred_runs_are_identical() {
 fn a_scale_that_overflows_is_refused() {
     let Some(gpu) = Gpu::open() else { return };
     let matrix = FixedMatrix::encode(WeightFormat::Int8x6, 8, 16, 128, &[100; 16 * 128]);
-    let new = |scale| Product::new(&gpu.device, &gpu.stream, &[matrix.clone()], &[vec![scale]], None);
+    let new = |scale| {
+        Product::new(&gpu.device, &gpu.stream, std::slice::from_ref(&matrix), &[vec![scale]], None)
+    };
     assert!(new(655.0).is_ok());
     let error = new(656.0).map(|_| ()).unwrap_err();
     assert!(matches!(error, Error::Overflow { value: 100, .. }), "{error}");
