@@ -4,6 +4,8 @@
 
 #![allow(clippy::print_stdout)]
 
+#[path = "gpu/cublas.rs"]
+mod cublas;
 #[path = "gpu/probe.rs"]
 mod probe;
 #[path = "gpu/product.rs"]
