@@ -235,6 +235,8 @@ constexpr size_t kWorkspace = 512u << 20;
 static void launch(const Variant& v, const ProductParams& p, bool chained, cudaStream_t stream) {
     const uint32_t bytes = v.shared(p.chunk_bytes, slices(p.rows, p.cols)), tiles = p.segments[p.n_segments - 1].end_tile;
     CHECK(cudaFuncSetAttribute((const void*)v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    // Percent of the L1 that is shared memory; the driver's choice if not given.
+    if (const char* carveout = getenv("CARVEOUT")) CHECK(cudaFuncSetAttribute((const void*)v.kernel, cudaFuncAttributePreferredSharedMemoryCarveout, atoi(carveout)));
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(v.cluster * std::min<uint32_t>(v.blocks * n_sms / v.cluster, (tiles + v.together * v.strips - 1) / (v.together * v.strips)));
     config.blockDim = dim3(32 * v.together * v.apart);
