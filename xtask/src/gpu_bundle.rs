@@ -75,10 +75,11 @@ fn built(line: &Line<'_>, name: &str) -> Result<PathBuf, Failure> {
     programs.next_back().ok_or_else(|| format!("cargo built no program `{name}`"))
 }
 
+/// Copies it, and compresses the copy.
 fn copy(program: &Path, name: &str) -> Result<(), Failure> {
-    fs::copy(program, Path::new(FOLDER).join(name))
-        .map(|_| ())
-        .map_err(|error| format!("{}: {error}", program.display()))
+    let to = format!("{FOLDER}/{name}");
+    fs::copy(program, &to).map_err(|error| format!("{}: {error}", program.display()))?;
+    Line::new(&["gzip", "-9", "-n", &to]).run()
 }
 
 fn size(folder: &Path) -> std::io::Result<u64> {

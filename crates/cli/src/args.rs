@@ -201,6 +201,8 @@ pub enum Bench {
     Matmul(BenchMatmul),
     /// Speed of a model whose weights are read from a file, packed against original
     Stream(BenchStream),
+    /// Speed of decoding whole matrices on a GPU
+    Decode(BenchDecode),
 }
 
 /// `transom bench codec`.
@@ -231,8 +233,12 @@ Weights are synthetic: Gaussian with a spread that differs from row to row, as
 in trained models. They are read cold: each run takes another copy, so that no
 cache holds it. All layouts must give identical bits; exit code 1 means that
 they do not. Runs of the layouts are interleaved; the result is the median of
-at least five runs and half a second.")]
+at least five runs and half a second; on a GPU, of eleven replays of a graph of
+many launches, and the baseline is the fastest algorithm of cuBLAS.")]
 pub struct BenchMatmul {
+    /// Where to multiply
+    #[arg(long, value_name = "DEVICE", value_enum, default_value = "cpu")]
+    pub device: DeviceName,
     /// Products to measure: llama-8b, llama-70b, or ROWSxCOLS
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "llama-8b")]
     pub shapes: Vec<Shapes>,
@@ -256,6 +262,25 @@ pub struct BenchMatmul {
     pub threads: Threads,
     #[command(flatten)]
     pub json: Json,
+    /// Also write the table as CSV (GPU only)
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+}
+
+/// `transom bench decode`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Also measures how fast the GPU reads and copies its memory, to which every
+speed is compared.")]
+pub struct BenchDecode {
+    /// Where to decode
+    #[arg(long, value_name = "DEVICE", value_enum, default_value = "cuda")]
+    pub device: DeviceName,
+    #[command(flatten)]
+    pub json: Json,
+    /// Also write the table as CSV
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
 }
 
 /// `transom bench stream`.
@@ -331,6 +356,15 @@ pub enum LayoutName {
     Fixed,
     /// Entropy-coded, as on disk: smallest
     Rans,
+}
+
+/// Where a benchmark runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DeviceName {
+    /// The processor
+    Cpu,
+    /// The first NVIDIA GPU
+    Cuda,
 }
 
 /// Element types of weights that products take.

@@ -56,6 +56,7 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Bench(Bench::Codec(args)) => command::bench_codec::run(&args),
         Command::Bench(Bench::Matmul(args)) => command::bench_matmul::run(&args),
         Command::Bench(Bench::Stream(args)) => command::bench_stream::run(&args),
+        Command::Bench(Bench::Decode(args)) => command::bench_cuda::decode(&args),
         Command::Doctor => command::doctor::run(),
         Command::Demo(args) => command::demo::run(&args),
     }

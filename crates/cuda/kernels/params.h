@@ -35,7 +35,7 @@ struct Segment {
 struct ProductParams {
     Segment segments[3];
     // Activations, [ceil(tokens / 8)][4 * ceil(cols / 128)] units of 8 tokens x 32 columns, 512 bytes each.
-    // Up to 8 tokens: B fragments of mma.m16n8k16 of two k16 steps, [lane 32] of 16 bytes; lane l holds token
+    // Up to 32 tokens: B fragments of mma.m16n8k16 of two k16 steps, [lane 32] of 16 bytes; lane l holds token
     // l / 4 and columns 2 (l mod 4) + {0, 1, 8, 9, 16, 17, 24, 25}.
     // More tokens: core matrices, [8 columns 4][token 8] of 16 bytes.
     // Columns from `cols` on are zero; tokens from `tokens` on may hold anything.
@@ -49,15 +49,17 @@ struct ProductParams {
     uint32_t unused;
 };
 
-/// Activations to B fragments: x[tokens][cols], contiguous.
+/// Row-major activations x[tokens][cols] into one of the orders above.
 struct FragmentParams {
     const uint16_t* x;
-    void* out;
+    void* out;  // 16-byte units: ceil(tokens / 8) * 4 * ceil(cols / 128) * 32
     uint32_t cols, tokens;
+    uint32_t cores;  // 0: B fragments, 1: core matrices
+    uint32_t unused;
 };
 
 static_assert(sizeof(Segment) == 40 && offsetof(Segment, end_tile) == 32, "mirrored in Rust");
 static_assert(sizeof(ProductParams) == 176 && offsetof(ProductParams, x) == 120 && offsetof(ProductParams, rows) == 152, "mirrored in Rust");
-static_assert(sizeof(FragmentParams) == 24, "mirrored in Rust");
+static_assert(sizeof(FragmentParams) == 32, "mirrored in Rust");
 
 }  // namespace transom

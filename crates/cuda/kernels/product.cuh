@@ -370,7 +370,7 @@ __device__ __forceinline__ void product(const ProductParams& p) {
                 if (lane == 0) barrier_arrive(x_bar + 8 * (kXStages + x_stage));
                 // Filled again a step later, when the other warps have most likely arrived too.
                 if (feeds_x && (x_stage > 0 || x_wrapped) && x_issued < x_total) {
-                    const uint32_t last = x_stage == 0 ? kXStages - 1 : x_stage - 1;
+                    const uint32_t last = x_stage == 0 ? (uint32_t)(kXStages > 0 ? kXStages - 1 : 0) : x_stage - 1;
                     barrier_wait(x_bar + 8 * (kXStages + last), x_stage == 0 ? x_parity ^ 1 : x_parity);
                     issue_x(last);
                 }

@@ -29,7 +29,7 @@ macro_rules! elements {
 elements!(u8 i8 u16 i16 u32 i32 u64 i64 f32 f64);
 
 /// Values in the memory of a GPU. Allocating and dropping wait for the GPU:
-/// neither belongs into a loop.
+/// neither belongs into a loop, or into the capture of a graph.
 #[derive(Debug)]
 pub struct DeviceBuffer<T: Element> {
     device: Device,
@@ -63,7 +63,9 @@ impl<T: Element> DeviceBuffer<T> {
         // SAFETY: the range was allocated above.
         unsafe { result::memset_d8_sync(address, byte, n_bytes) }.context("cuMemsetD8")?;
         // The fill is in the default stream, which the other streams do not wait for.
-        device.synchronize()?;
+        // SAFETY: the default stream always exists.
+        unsafe { result::stream::synchronize(result::stream::null()) }
+            .context("cuStreamSynchronize")?;
         Ok(buffer)
     }
 
@@ -100,8 +102,11 @@ impl<T: Element> DeviceBuffer<T> {
 
 impl<T: Element> Drop for DeviceBuffer<T> {
     fn drop(&mut self) {
-        // Kernels may still use it.
-        let _ = self.device.synchronize();
+        // Kernels may still use it. Memory that is dropped while this thread
+        // captures a stream cannot be freed then: it is lost.
+        if self.device.synchronize().is_err() {
+            return;
+        }
         // SAFETY: it was allocated by `filled` and is freed once.
         let _ = unsafe { result::free_sync(self.address) };
     }

@@ -1,7 +1,8 @@
 //! GPUs: which there are, and a handle on one.
 
+use std::cell::Cell;
 use std::ffi::c_int;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
@@ -128,6 +129,9 @@ struct Inner {
     info: DeviceInfo,
     raw: sys::CUdevice,
     context: sys::CUcontext,
+    /// Read while a stream is captured, written while the whole GPU is waited
+    /// for: that would invalidate the capture of any other thread.
+    captures: RwLock<()>,
     /// Unloaded in `drop`, before the context is released.
     modules: Vec<Module>,
 }
@@ -161,7 +165,8 @@ impl Device {
         // SAFETY: `raw` is a device; `Inner::drop` releases it.
         let context =
             unsafe { result::primary_ctx::retain(raw) }.context("cuDevicePrimaryCtxRetain")?;
-        let mut inner = Inner { info, raw, context, modules: Vec::new() };
+        let mut inner =
+            Inner { info, raw, context, captures: RwLock::new(()), modules: Vec::new() };
         // SAFETY: the context is alive, as `inner` is.
         unsafe { result::ctx::set_current(context) }.context("cuCtxSetCurrent")?;
         inner.modules = module::load_all()?;
@@ -210,13 +215,47 @@ impl Device {
         raw.map(|raw| Function::new(self, raw)).ok_or_else(|| Error::NoKernel(name.to_owned()))
     }
 
-    /// Waits for everything given to this GPU so far.
+    /// Waits for everything given to this GPU so far, and for captures of other
+    /// threads to end.
     ///
     /// # Errors
     ///
-    /// Also those of work that ran before.
+    /// Also those of work that ran before; and if this thread captures a stream.
     pub fn synchronize(&self) -> Result<()> {
+        if CAPTURING.get() {
+            let name = "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED".to_owned();
+            return Err(Error::Driver { call: "cuCtxSynchronize", name });
+        }
+        let _no_captures = self.0.captures.write().unwrap_or_else(PoisonError::into_inner);
         self.bind()?;
         result::ctx::synchronize().context("cuCtxSynchronize")
+    }
+}
+
+thread_local! {
+    /// Whether this thread captures a stream.
+    static CAPTURING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Held while this thread captures a stream.
+pub(crate) struct Capturing<'a> {
+    /// `None` inside another capture of this thread.
+    _guard: Option<RwLockReadGuard<'a, ()>>,
+    outer: bool,
+}
+
+impl<'a> Capturing<'a> {
+    pub(crate) fn begin(device: &'a Device) -> Self {
+        let outer = CAPTURING.get();
+        let guard =
+            (!outer).then(|| device.0.captures.read().unwrap_or_else(PoisonError::into_inner));
+        CAPTURING.set(true);
+        Self { _guard: guard, outer }
+    }
+}
+
+impl Drop for Capturing<'_> {
+    fn drop(&mut self) {
+        CAPTURING.set(self.outer);
     }
 }

@@ -68,6 +68,22 @@ pub enum Error {
         /// Elements.
         expected: usize,
     },
+    /// An INT8 weight times its scale is not a finite FP16 number.
+    #[error("INT8 weight {value} times scale {} does not fit FP16", f32::from_bits(*.scale_bits))]
+    Overflow {
+        /// The weight.
+        value: i8,
+        /// Its scale, as bits of an `f32`.
+        scale_bits: u32,
+    },
+    /// The GPU cannot run an operation.
+    #[error("{operation}: compute capability {}.{} is too low", .capability.0, .capability.1)]
+    Unsupported {
+        /// What was asked for.
+        operation: &'static str,
+        /// Of the GPU.
+        capability: (u32, u32),
+    },
 }
 
 /// A result of this crate.

@@ -10,8 +10,11 @@ mod buffer;
 pub mod cublas;
 mod device;
 mod error;
+pub mod fixed;
 mod module;
 mod probe;
+pub mod product;
+pub mod rans;
 mod stream;
 
 pub use buffer::{DeviceBuffer, Element};

@@ -1,6 +1,7 @@
 //! The kernels in this build, and how they are launched.
 
-use std::ffi::{CString, c_void};
+use std::collections::HashMap;
+use std::ffi::{CStr, c_void};
 
 use cudarc::driver::{result, sys};
 
@@ -36,32 +37,57 @@ fn best_image(names: &[&'static str], (major, minor): (u32, u32)) -> Option<&'st
 
 /// One image, loaded into the context that was current.
 #[derive(Debug)]
-pub(crate) struct Module(sys::CUmodule);
+pub(crate) struct Module {
+    raw: sys::CUmodule,
+    /// By name. Asking the driver for a name that is not there would be an
+    /// error, which memory checkers report.
+    functions: HashMap<String, sys::CUfunction>,
+}
 
 impl Module {
+    fn load(image: &[u8]) -> Result<Self> {
+        // SAFETY: the image is a whole fatbin made by nvcc, whose header tells its length.
+        let raw = unsafe { result::module::load_data(image.as_ptr().cast()) };
+        let mut module = Self { raw: raw.context("cuModuleLoadData")?, functions: HashMap::new() };
+        let mut n = 0;
+        // SAFETY: the module is loaded; `n` outlives the call.
+        unsafe { sys::cuModuleGetFunctionCount(&raw mut n, module.raw) }
+            .result()
+            .context("cuModuleGetFunctionCount")?;
+        let mut functions = vec![std::ptr::null_mut(); n as usize];
+        // SAFETY: there is room for `n` handles.
+        unsafe { sys::cuModuleEnumerateFunctions(functions.as_mut_ptr(), n, module.raw) }
+            .result()
+            .context("cuModuleEnumerateFunctions")?;
+        for function in functions {
+            let mut name = std::ptr::null();
+            // SAFETY: the handle is of this module; `name` outlives the call.
+            unsafe { sys::cuFuncGetName(&raw mut name, function) }
+                .result()
+                .context("cuFuncGetName")?;
+            // SAFETY: the driver returned a C string that lives as long as the module.
+            let name = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
+            module.functions.insert(name, function);
+        }
+        Ok(module)
+    }
+
     /// `None` if it holds no kernel of that name.
     pub(crate) fn function(&self, name: &str) -> Option<sys::CUfunction> {
-        let name = CString::new(name).ok()?;
-        // SAFETY: the module is loaded until `self` is dropped.
-        unsafe { result::module::get_function(self.0, name) }.ok()
+        self.functions.get(name).copied()
     }
 }
 
 impl Drop for Module {
     fn drop(&mut self) {
         // SAFETY: it was loaded and nobody else unloads it. A failure leaves nothing to be done.
-        let _ = unsafe { result::module::unload(self.0) };
+        let _ = unsafe { result::module::unload(self.raw) };
     }
 }
 
 /// Loads every image into the current context.
 pub(crate) fn load_all() -> Result<Vec<Module>> {
-    let load = |(_, image): &(&str, &[u8])| {
-        // SAFETY: the image is a whole fatbin made by nvcc, whose header tells its length.
-        let raw = unsafe { result::module::load_data(image.as_ptr().cast()) };
-        raw.map(Module).context("cuModuleLoadData")
-    };
-    IMAGES.iter().map(load).collect()
+    IMAGES.iter().map(|(_, image)| Module::load(image)).collect()
 }
 
 /// A kernel.

@@ -3,7 +3,7 @@
 use cudarc::driver::{result, sys};
 
 use crate::buffer::{DeviceBuffer, Element};
-use crate::device::Device;
+use crate::device::{Capturing, Device};
 use crate::error::{Context as _, Error, Result};
 
 /// A queue of work on a GPU; dropping it waits for that work.
@@ -154,12 +154,14 @@ impl Stream {
     /// by nothing else at the same time, whenever the graph runs.
     pub unsafe fn capture(&self, work: impl FnOnce(&Self) -> Result<()>) -> Result<Graph> {
         self.device.bind()?;
+        let capturing = Capturing::begin(&self.device);
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives.
         unsafe { result::stream::begin_capture(self.raw, mode) }.context("cuStreamBeginCapture")?;
         let done = work(self);
         // SAFETY: the capture began above; it ends also if `work` failed.
         let graph = unsafe { result::stream::end_capture(self.raw) };
+        drop(capturing);
         done?;
         let graph = graph.context("cuStreamEndCapture")?;
         // SAFETY: the graph was made above, and nobody else destroys it.

@@ -4,8 +4,14 @@
 
 #![allow(clippy::print_stdout)]
 
+#[path = "gpu/cublas.rs"]
+mod cublas;
 #[path = "gpu/probe.rs"]
 mod probe;
+#[path = "gpu/product.rs"]
+mod product;
+#[path = "gpu/rans.rs"]
+mod rans;
 
 use std::io::Write as _;
 

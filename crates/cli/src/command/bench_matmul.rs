@@ -6,7 +6,8 @@ use serde::Serialize;
 use transom::layout::{Layout, Matrix, WeightType};
 use transom::{Isa, Record, encode_record};
 
-use crate::args::{BenchMatmul, LayoutName, WeightName};
+use crate::args::{BenchMatmul, DeviceName, LayoutName, WeightName};
+use crate::command::bench_cuda;
 use crate::measure::{self, Job, Samples};
 use crate::output::{self, Style};
 use crate::progress::Progress;
@@ -54,6 +55,10 @@ struct Line {
 
 /// Runs the benchmark.
 pub(crate) fn run(args: &BenchMatmul) -> anyhow::Result<Outcome> {
+    if args.device == DeviceName::Cuda {
+        return bench_cuda::matmul(args);
+    }
+    anyhow::ensure!(args.csv.is_none(), "--csv is for --device cuda; --json holds the same");
     let shapes: Vec<(usize, usize)> = args.shapes.iter().flat_map(|s| s.0.clone()).collect();
     let n_products = args.dtype.len() * shapes.len() * args.batch.len() * args.layouts.len();
     let n_turns = n_products * measure::N_ROUNDS;

@@ -22,7 +22,7 @@ pub(crate) fn run() -> anyhow::Result<Outcome> {
     section("Instruction sets", &instruction_sets());
     section("Caches", &caches());
     section("Memory", &memory());
-    section("GPUs", &[pair("none used", "no GPU support in this build")]);
+    section("GPUs", &gpus());
     output::print(&text)?;
     Ok(Outcome::Done)
 }
@@ -80,4 +80,41 @@ fn memory() -> Vec<(String, String)> {
         lines.push(pair("limit", format!("{} (control group)", output::bytes(limit))));
     }
     lines
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpus() -> Vec<(String, String)> {
+    vec![pair("none used", "no GPU support in this build")]
+}
+
+/// A machine without a GPU is as good as any other: nothing here is an error.
+#[cfg(feature = "cuda")]
+fn gpus() -> Vec<(String, String)> {
+    let built = pair("kernels", format!("for {}", transom_cuda::ARCHITECTURES.replace(',', ", ")));
+    let mut lines = vec![built];
+    match transom_cuda::list() {
+        Err(error) => lines.push(pair("none used", error.to_string())),
+        Ok(gpus) => lines.extend(gpus.iter().flat_map(gpu)),
+    }
+    lines
+}
+
+#[cfg(feature = "cuda")]
+fn gpu(gpu: &transom_cuda::DeviceInfo) -> Vec<(String, String)> {
+    let (major, minor) = gpu.capability;
+    let kernels = match gpu.image() {
+        Some("ptx") => "compiled by the driver from PTX".to_owned(),
+        Some(image) => format!("sm_{image}"),
+        None => "none for it in this build: not used".to_owned(),
+    };
+    let what = format!(
+        "{}, {} multiprocessors, compute capability {major}.{minor}",
+        output::bytes(gpu.memory_bytes as u64),
+        gpu.n_sms
+    );
+    vec![
+        pair(format!("GPU {}", gpu.ordinal), &gpu.name),
+        pair("", what),
+        pair("", format!("driver for CUDA {}; kernels: {kernels}", gpu.driver())),
+    ]
 }

@@ -1,6 +1,7 @@
 //! One file a subcommand.
 
 pub(crate) mod bench_codec;
+pub(crate) mod bench_cuda;
 pub(crate) mod bench_matmul;
 pub(crate) mod bench_stream;
 pub(crate) mod compare;

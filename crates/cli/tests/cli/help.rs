@@ -4,7 +4,7 @@ use crate::snapshot;
 
 #[test]
 fn help_of_every_command() {
-    let commands: [&[&str]; 13] = [
+    let commands: [&[&str]; 14] = [
         &[],
         &["pack"],
         &["unpack"],
@@ -16,6 +16,7 @@ fn help_of_every_command() {
         &["bench", "codec"],
         &["bench", "matmul"],
         &["bench", "stream"],
+        &["bench", "decode"],
         &["doctor"],
         &["demo"],
     ];

@@ -1,0 +1,553 @@
+//! Entropy-coded weights on the GPU: loaded from a record as they are, decoded
+//! inside the product.
+//!
+//! In device memory a matrix has the words and the raw bits of its record in the
+//! order in which the lanes of a warp need them, and entry points every 16 rows x
+//! 256 columns; nothing is coded anew. `docs/kernels.md` describes the layout.
+
+mod params;
+
+use transom::tile::Order;
+use transom::{DecodeError, Dtype, ReadAt, Record};
+
+use crate::buffer::DeviceBuffer;
+use crate::device::Device;
+use crate::error::Error;
+use crate::module::{Function, Launch};
+use crate::stream::Stream;
+use params::{
+    BytesArgs, DECODE_WARP_BYTES, DecodeArgs, GatherArgs, LOAD_BYTES, LoadArgs, Matrix,
+    ProductArgs, ROWS_WARP_BYTES, UNIT_COLS, table_bytes,
+};
+
+/// Why a record cannot be loaded or used as entropy-coded weights.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RansError {
+    /// The GPU.
+    #[error(transparent)]
+    Gpu(#[from] Error),
+    /// The record.
+    #[error(transparent)]
+    Record(#[from] DecodeError),
+    /// The first tile whose stream is not valid, although its checksum is right.
+    #[error("tile {tile}: {what}")]
+    BadTile {
+        /// Number of the tile.
+        tile: usize,
+        /// What is wrong with its stream.
+        what: &'static str,
+    },
+    /// Not a matrix that this layout is for; keep it dense.
+    #[error("{0} cannot stay entropy-coded on the GPU")]
+    Unsupported(&'static str),
+}
+
+/// A result of this module.
+pub type Result<T> = std::result::Result<T, RansError>;
+
+/// What a code of `TileError` in `rans_load.cuh` means.
+const fn tile_error(code: u64) -> &'static str {
+    match code {
+        1 => "the stream is too short, or has half a word",
+        2 => "unused bits of the states are not zero",
+        3 => "the words are used up before the last symbol",
+        4 => "words are left over",
+        5 => "a final state is not what the encoder begins with",
+        _ => "unknown error",
+    }
+}
+
+/// A kernel for matrices with a fast table, and for the others.
+#[derive(Debug)]
+struct Pair {
+    fast: Function,
+    general: Function,
+}
+
+impl Pair {
+    fn new(device: &Device, name: &str, max_shared: u32) -> Result<Self> {
+        Self::named(device, name, &format!("{name}_general"), max_shared)
+    }
+
+    fn named(device: &Device, fast: &str, general: &str, max_shared: u32) -> Result<Self> {
+        let pair = Self { fast: device.function(fast)?, general: device.function(general)? };
+        for function in [&pair.fast, &pair.general] {
+            function.allow_shared(max_shared)?;
+        }
+        Ok(pair)
+    }
+
+    const fn of(&self, general: bool) -> &Function {
+        if general { &self.general } else { &self.fast }
+    }
+}
+
+/// A product kernel for up to `tokens` tokens.
+#[derive(Debug)]
+struct Product {
+    tokens: u32,
+    blocks_per_sm: u32,
+    int8: bool,
+    function: Function,
+}
+
+/// The kernels of entropy-coded weights.
+#[derive(Debug)]
+pub struct Rans {
+    device: Device,
+    load: Pair,
+    decode: Pair,
+    bytes: Pair,
+    gather: Pair,
+    products: Vec<Product>,
+    general_products: [Function; 2],
+}
+
+/// A matrix in device memory, entropy-coded.
+#[derive(Debug)]
+pub struct RansMatrix {
+    table: DeviceBuffer<u32>,
+    words: DeviceBuffer<u16>,
+    states: DeviceBuffer<u32>,
+    counts: DeviceBuffer<u8>,
+    positions: DeviceBuffer<u32>,
+    raw: DeviceBuffer<u32>,
+    dtype: Dtype,
+    rows: u32,
+    cols: u32,
+    prob_bits: u32,
+    general: bool,
+}
+
+impl RansMatrix {
+    /// Type of the elements.
+    #[must_use]
+    pub const fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Rows.
+    #[must_use]
+    pub const fn rows(&self) -> usize {
+        self.rows as usize
+    }
+
+    /// Columns.
+    #[must_use]
+    pub const fn cols(&self) -> usize {
+        self.cols as usize
+    }
+
+    /// Bytes of device memory.
+    #[must_use]
+    pub const fn resident_bytes(&self) -> usize {
+        self.table.n_bytes()
+            + self.words.n_bytes()
+            + self.states.n_bytes()
+            + self.counts.n_bytes()
+            + self.positions.n_bytes()
+            + self.raw.n_bytes()
+    }
+
+    fn params(&self) -> Matrix {
+        Matrix {
+            table: self.table.address(),
+            words: self.words.address(),
+            states: self.states.address(),
+            counts: self.counts.address(),
+            positions: self.positions.address(),
+            raw: if self.raw.is_empty() { 0 } else { self.raw.address() },
+            rows: self.rows,
+            cols: self.cols,
+            prob_bits: self.prob_bits,
+            general: self.general.into(),
+            entry_bytes: 4,
+            align: 1 << (15 - self.prob_bits),
+        }
+    }
+
+    const fn units(&self) -> u32 {
+        self.rows / 16 * self.cols.div_ceil(UNIT_COLS)
+    }
+
+    const fn table_bytes(&self) -> u32 {
+        table_bytes(self.prob_bits, self.general)
+    }
+
+    /// What the symbols of the table are flipped by.
+    fn flip(&self) -> u32 {
+        flip(self.dtype).into()
+    }
+}
+
+/// INT8 symbols have their top bit flipped, so that they ascend with the value.
+fn flip(dtype: Dtype) -> u8 {
+    if dtype == Dtype::I8 { 0x80 } else { 0 }
+}
+
+/// The decode table as the kernels have it, and whether it is the general one.
+/// `symbols`: frequency of each, by descending frequency.
+fn make_table(prob_bits: u32, ranked: &[(u8, u32)], flip: u8) -> (Vec<u32>, bool) {
+    // A fast table of more than 32 KiB leaves too little for the rest.
+    let mut general = prob_bits > 13;
+    let mut table = Vec::with_capacity(1 << prob_bits);
+    for &(symbol, freq) in ranked {
+        general |= freq >= 1 << prob_bits || freq > 1 << (24 - prob_bits);
+        for offset in 0..freq {
+            let symbol = u32::from(symbol ^ flip);
+            table.push(offset.wrapping_shl(prob_bits + 8) | symbol << prob_bits | freq);
+        }
+    }
+    if !general {
+        return (table, false);
+    }
+    let (mut intervals, mut symbols) = (vec![0; 256], Vec::with_capacity(1 << prob_bits));
+    for &(symbol, freq) in ranked {
+        intervals[usize::from(symbol)] = (symbols.len() as u32) << 16 | freq;
+        symbols.resize(symbols.len() + freq as usize, symbol);
+    }
+    let packed = symbols.as_chunks::<4>().0.iter().map(|&bytes| u32::from_le_bytes(bytes));
+    intervals.extend(packed);
+    (intervals, true)
+}
+
+impl Rans {
+    /// Looks up the kernels.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoKernel`], or what the driver reports.
+    pub fn new(device: &Device) -> Result<Self> {
+        let max = device.info().shared_bytes;
+        let mut products = Vec::new();
+        for int8 in [false, true] {
+            for (tokens, blocks_per_sm) in [(8, 2), (32, 1), (64, 1)] {
+                let name = format!("rans_product_{}_{tokens}", if int8 { "int8" } else { "bf16" });
+                let function = device.function(&name)?;
+                function.allow_shared(max)?;
+                products.push(Product { tokens, blocks_per_sm, int8, function });
+            }
+        }
+        let general = |name: &str| -> Result<Function> {
+            let function = device.function(name)?;
+            function.allow_shared(max)?;
+            Ok(function)
+        };
+        Ok(Self {
+            device: device.clone(),
+            load: Pair::new(device, "rans_load", max)?,
+            decode: Pair::new(device, "rans_decode_bf16", max)?,
+            bytes: Pair::new(device, "rans_decode_bytes", max)?,
+            gather: Pair::new(device, "rans_gather_bf16", max)?,
+            products,
+            general_products: [
+                general("rans_product_bf16_64_general")?,
+                general("rans_product_int8_64_general")?,
+            ],
+        })
+    }
+
+    /// Brings a record into device memory: BF16 or elements of one byte, a matrix
+    /// whose sides are multiples of 16, of which plane 0 is coded. Every tile's
+    /// checksum and every stream is checked; the content hash is not.
+    ///
+    /// # Errors
+    ///
+    /// A [`RansError`]; of several bad streams the first.
+    ///
+    /// # Cost
+    ///
+    /// Copies the record once in the memory of the host, and has it in device
+    /// memory twice while it loads. The kernel takes 0.66 ms for 117 million BF16
+    /// weights on an H200, less than their copy to the GPU. Waits for the stream.
+    pub fn load(
+        &self,
+        stream: &Stream,
+        record: &Record,
+        source: &(impl ReadAt + ?Sized),
+    ) -> Result<RansMatrix> {
+        let header = record.header();
+        let (dtype, tiling) = (header.dtype(), header.tiling());
+        if tiling.order() != Order::Fragment {
+            return Err(RansError::Unsupported("a tensor in linear order"));
+        }
+        if dtype == Dtype::F16 {
+            return Err(RansError::Unsupported("FP16"));
+        }
+        let Some(freqs) = header.table(0) else {
+            return Err(RansError::Unsupported("a tensor that is not coded"));
+        };
+        let (rows, cols) = record.matrix_sides();
+        if rows.max(cols) > 1 << 24 || rows * cols > 1 << 32 {
+            return Err(RansError::Unsupported("a matrix of more than 2^32 elements"));
+        }
+        let ranked: Vec<(u8, u32)> = (freqs.ranked().into_iter())
+            .map(|symbol| (symbol, freqs.freqs()[usize::from(symbol)].into()))
+            .collect();
+        let (table, general) = make_table(freqs.prob_bits(), &ranked, flip(dtype));
+
+        let (mut tiles, mut buffer) = (Vec::new(), Vec::new());
+        let (mut starts, mut word_starts, mut n_words) = (vec![0_u64], Vec::new(), 0_usize);
+        for index in 0..tiling.n_tiles() {
+            record.read_tile(source, index, &mut buffer)?;
+            tiles.extend_from_slice(&buffer);
+            starts.push(tiles.len() as u64);
+            let tile = tiling.tile(index);
+            let units = tile.rows / 16 * tile.cols.div_ceil(UNIT_COLS as usize);
+            word_starts.push(n_words as u32);
+            n_words += if header.is_coded(index) {
+                let n_stream = buffer.len() - header.n_raw_planes() * tile.n_elems();
+                // Each unit begins at a multiple of 8 words.
+                (n_stream / 2 + 8 * units).next_multiple_of(8)
+            } else {
+                units * 16 * 128
+            };
+        }
+        if n_words >= 1 << 31 {
+            return Err(RansError::Unsupported("a record of more than 2^31 words"));
+        }
+
+        let has_raw = dtype.elem_bytes() == 2;
+        let n_units = rows / 16 * cols.div_ceil(UNIT_COLS as usize);
+        let matrix = RansMatrix {
+            table: stream.upload(&table)?,
+            words: DeviceBuffer::new(&self.device, n_words + 512)?,
+            states: DeviceBuffer::new(&self.device, n_units * 32)?,
+            counts: DeviceBuffer::new(&self.device, n_units * 32)?,
+            positions: DeviceBuffer::new(&self.device, n_units)?,
+            raw: DeviceBuffer::new(&self.device, if has_raw { n_units * 1024 } else { 0 })?,
+            dtype,
+            rows: rows as u32,
+            cols: cols as u32,
+            prob_bits: freqs.prob_bits(),
+            general,
+        };
+        let (tiles, starts) = (stream.upload(&tiles)?, stream.upload(&starts)?);
+        let word_starts = stream.upload(&word_starts)?;
+        let first_bad = DeviceBuffer::<u64>::filled(&self.device, 1, 0xFF)?;
+        let m = matrix.params();
+        let n_tiles = tiling.n_tiles() as u32;
+        let args = LoadArgs {
+            tiles: tiles.address(),
+            tile_starts: starts.address(),
+            word_starts: word_starts.address(),
+            table: m.table,
+            words: m.words,
+            states: m.states,
+            counts: m.counts,
+            positions: m.positions,
+            raw: m.raw,
+            first_bad: first_bad.address(),
+            rows: m.rows,
+            cols: m.cols,
+            prob_bits: m.prob_bits,
+            general: m.general,
+            entry_bytes: m.entry_bytes,
+            n_tiles,
+        };
+        let launch = Launch::new(n_tiles.div_ceil(8).min(2 * self.device.info().n_sms), 256)
+            .shared(8 * LOAD_BYTES + matrix.table_bytes());
+        // SAFETY: the buffers have the sizes that the kernel computes from the same
+        // header, and live until the stream has been waited for below.
+        unsafe { self.load.of(general).launch(stream, launch, &args)? };
+        match stream.download(&first_bad)?[0] {
+            u64::MAX => Ok(matrix),
+            found => Err(RansError::BadTile {
+                tile: (found >> 8) as usize,
+                what: tile_error(found & 0xFF),
+            }),
+        }
+    }
+
+    /// Decodes a BF16 matrix, row-major, into `out` of rows x cols elements.
+    ///
+    /// # Errors
+    ///
+    /// Another type or length, and what the driver reports.
+    pub fn decode(
+        &self,
+        stream: &Stream,
+        matrix: &RansMatrix,
+        out: &mut DeviceBuffer<u16>,
+    ) -> Result<()> {
+        need(matrix.dtype == Dtype::Bf16, "an element type other than BF16")?;
+        need_length("elements", out.len(), matrix.rows() * matrix.cols())?;
+        let args =
+            DecodeArgs { matrix: matrix.params(), out: out.address(), stride: matrix.cols.into() };
+        let n_blocks = (2 * self.device.info().n_sms).min(matrix.units().div_ceil(16));
+        let launch =
+            Launch::new(n_blocks, 512).shared(16 * DECODE_WARP_BYTES + matrix.table_bytes());
+        // SAFETY: `out` has room for every element; freeing buffers waits for the kernel.
+        Ok(unsafe { self.decode.of(matrix.general).launch(stream, launch, &args)? })
+    }
+
+    /// Decodes a matrix of one-byte elements, row-major.
+    ///
+    /// # Errors
+    ///
+    /// As [`Rans::decode`].
+    pub fn decode_bytes(
+        &self,
+        stream: &Stream,
+        matrix: &RansMatrix,
+        out: &mut DeviceBuffer<u8>,
+    ) -> Result<()> {
+        need(matrix.dtype.elem_bytes() == 1, "an element type of two bytes")?;
+        need_length("elements", out.len(), matrix.rows() * matrix.cols())?;
+        let args = BytesArgs {
+            matrix: matrix.params(),
+            out: out.address(),
+            flip: matrix.flip(),
+            unused: 0,
+        };
+        let n_blocks = (4 * self.device.info().n_sms).min(matrix.units().div_ceil(8));
+        let launch = Launch::new(n_blocks, 256).shared(8 * ROWS_WARP_BYTES + matrix.table_bytes());
+        // SAFETY: `out` has room for every element; freeing buffers waits for the kernel.
+        Ok(unsafe { self.bytes.of(matrix.general).launch(stream, launch, &args)? })
+    }
+
+    /// Rows of a BF16 matrix: `out[i]` becomes row `ids[i]`; a row whose number is
+    /// not below the matrix's rows is left alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`Rans::decode`].
+    ///
+    /// # Cost
+    ///
+    /// Decodes 16 rows for each.
+    pub fn gather(
+        &self,
+        stream: &Stream,
+        matrix: &RansMatrix,
+        ids: &DeviceBuffer<u32>,
+        out: &mut DeviceBuffer<u16>,
+    ) -> Result<()> {
+        need(matrix.dtype == Dtype::Bf16, "an element type other than BF16")?;
+        need_length("elements", out.len(), ids.len() * matrix.cols())?;
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let args = GatherArgs {
+            matrix: matrix.params(),
+            ids: ids.address(),
+            out: out.address(),
+            n_ids: ids.len() as u32,
+            unused: 0,
+        };
+        let n_tasks = ids.len() as u32 * matrix.cols.div_ceil(UNIT_COLS);
+        let launch = Launch::new((4 * self.device.info().n_sms).min(n_tasks.div_ceil(8)), 256)
+            .shared(8 * ROWS_WARP_BYTES + matrix.table_bytes());
+        // SAFETY: `out` has a row for each id, and the kernel skips ids beyond the
+        // matrix; freeing buffers waits for the kernel.
+        Ok(unsafe { self.gather.of(matrix.general).launch(stream, launch, &args)? })
+    }
+
+    /// `y[tokens, rows] = x[tokens, cols] * W^T + bias`, in FP32, rounded to BF16 (BF16
+    /// weights) or FP16 (INT8 weights, dequantised as `f16(q * scale)`).
+    ///
+    /// `x` are the B fragments that the kernel `activation_fragments` makes, of
+    /// ceil(tokens / 8) groups. `scales` (INT8): one, or one a row. `bias`: one a row,
+    /// of the type of `y`.
+    ///
+    /// # Errors
+    ///
+    /// More than 64 tokens, another type, wrong lengths, and what the driver reports.
+    #[allow(clippy::too_many_arguments)]
+    pub fn product(
+        &self,
+        stream: &Stream,
+        matrix: &RansMatrix,
+        x: &DeviceBuffer<u32>,
+        tokens: usize,
+        scales: Option<&DeviceBuffer<f32>>,
+        bias: Option<&DeviceBuffer<u16>>,
+        y: &mut DeviceBuffer<u16>,
+    ) -> Result<()> {
+        let int8 = matrix.dtype == Dtype::I8;
+        need(int8 || matrix.dtype == Dtype::Bf16, "an element type other than BF16 and INT8")?;
+        need(int8 == scales.is_some(), "INT8 without scales, or BF16 with scales,")?;
+        need((1..=64).contains(&tokens), "a product of no tokens or more than 64")?;
+        let group_words = matrix.cols().div_ceil(128) * 4 * 32 * 4;
+        need_length("words of x", x.len(), tokens.div_ceil(8) * group_words)?;
+        need_length("elements of y", y.len(), tokens * matrix.rows())?;
+        let n_scales = scales.map_or(1, DeviceBuffer::len);
+        if n_scales != 1 {
+            need_length("scales", n_scales, matrix.rows())?;
+        }
+        if let Some(bias) = bias {
+            need_length("biases", bias.len(), matrix.rows())?;
+        }
+        let slices = matrix.cols.div_ceil(UNIT_COLS).clamp(1, 16);
+        let args = ProductArgs {
+            matrix: matrix.params(),
+            twin: 0,
+            x: x.address(),
+            scales: scales.map_or(0, DeviceBuffer::address),
+            bias: bias.map_or(0, DeviceBuffer::address),
+            y: y.address(),
+            tokens: tokens as u32,
+            slices,
+            scale_step: u32::from(n_scales != 1),
+            stride: matrix.rows,
+        };
+        let (function, most, blocks_per_sm) = if matrix.general {
+            (&self.general_products[usize::from(int8)], 64, 1)
+        } else {
+            let product = (self.products.iter())
+                .find(|p| p.int8 == int8 && p.tokens >= args.tokens)
+                .expect("there is one for 64 tokens");
+            (&product.function, product.tokens, product.blocks_per_sm)
+        };
+        let words_bytes = if int8 { 3584 } else { 2 * 2048 };
+        let shared = 2 * 16 * most * 64 + 16 * words_bytes + matrix.table_bytes();
+        let per_block = 16 / slices;
+        let n_blocks =
+            (blocks_per_sm * self.device.info().n_sms).min((matrix.rows / 16).div_ceil(per_block));
+        let launch = Launch::new(n_blocks, 512).shared(shared);
+        // SAFETY: the lengths are checked above; freeing buffers waits for the kernel.
+        Ok(unsafe { function.launch(stream, launch, &args)? })
+    }
+}
+
+fn need(condition: bool, what: &'static str) -> Result<()> {
+    if condition { Ok(()) } else { Err(RansError::Unsupported(what)) }
+}
+
+fn need_length(what: &'static str, found: usize, expected: usize) -> Result<()> {
+    if found == expected { Ok(()) } else { Err(Error::Length { what, found, expected }.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_of_the_fast_table_fit_their_fields() {
+        let (table, general) = make_table(12, &[(127, 2000), (126, 2096 - 1), (3, 1)], 0);
+        assert!(!general);
+        assert_eq!(table.len(), 4096);
+        assert_eq!(table[0], 127 << 12 | 2000);
+        assert_eq!(table[2000 + 7], 7 << 20 | 126 << 12 | 2095);
+        assert_eq!(table[4095], 3 << 12 | 1);
+    }
+
+    #[test]
+    fn what_does_not_fit_takes_the_general_table() {
+        // One symbol; an offset too long for its field; a table too long for shared memory.
+        for (prob_bits, ranked) in [
+            (12, vec![(5, 4096)]),
+            (13, vec![(5, 4096), (6, 4096)]),
+            (14, (0..=255).map(|s| (s, 64)).collect()),
+        ] {
+            let (table, general) = make_table(prob_bits, &ranked, 0x80);
+            assert!(general, "{prob_bits}");
+            assert_eq!(table.len() * 4, table_bytes(prob_bits, true) as usize);
+            // Symbols are not flipped here; the kernel does it.
+            assert_eq!(table[usize::from(ranked[0].0)], ranked[0].1);
+            let bytes: Vec<u8> = table[256..].iter().flat_map(|w| w.to_le_bytes()).collect();
+            assert_eq!(bytes[0], ranked[0].0);
+        }
+    }
+}
