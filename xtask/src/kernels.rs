@@ -191,6 +191,9 @@ fn parse(sass: &str, usage: &str) -> Kernels {
     kernels
 }
 
+/// Of code: 32 instructions.
+const LONG_LOOP_BYTES: u64 = 32 * 16;
+
 /// Counts instructions; registers stand in the other listing.
 fn parse_function(text: &str) -> Kernel {
     let mut kernel = Kernel::default();
@@ -213,7 +216,7 @@ fn parse_function(text: &str) -> Kernel {
             "LDL" | "STL" => local.push(address),
             "HMMA" | "HGMMA" => kernel.n_matrix += 1,
             "BRA" => {
-                let target = words.next_back().and_then(|word| word.strip_prefix("0x"));
+                let target = words.last().and_then(|word| word.strip_prefix("0x"));
                 let target = target.and_then(|digits| u64::from_str_radix(digits, 16).ok());
                 loops.extend(target.filter(|target| *target < address).map(|t| (t, address)));
             }
@@ -221,7 +224,12 @@ fn parse_function(text: &str) -> Kernel {
         }
     }
     let holds = |a: &(u64, u64), b: &(u64, u64)| a != b && a.0 <= b.0 && b.1 <= a.1;
-    let innermost: Vec<_> = loops.iter().filter(|a| !loops.iter().any(|b| holds(a, b))).collect();
+    // A loop that waits for a copy does not make the loop around it cold.
+    let long: Vec<_> = loops.iter().copied().filter(|(a, b)| b - a >= LONG_LOOP_BYTES).collect();
+    let innermost_of = |loops: &[(u64, u64)]| -> Vec<(u64, u64)> {
+        loops.iter().copied().filter(|a| !loops.iter().any(|b| holds(a, b))).collect()
+    };
+    let innermost = [innermost_of(&loops), innermost_of(&long)].concat();
     let in_loop =
         |address: &&u64| innermost.iter().any(|(first, last)| (first..=last).contains(address));
     kernel.n_local = local.iter().filter(in_loop).count();
