@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use cudarc::driver::{result, sys};
 
-use crate::device::Device;
+use crate::device::{Alone, Device};
 use crate::error::{Context as _, Result};
 
 /// Plain values that mean the same on host and GPU: every bit pattern is one.
@@ -54,19 +54,23 @@ impl<T: Element> DeviceBuffer<T> {
     ///
     /// Out of memory.
     pub fn filled(device: &Device, len: usize, byte: u8) -> Result<Self> {
+        let alone = Alone::begin("cuMemAlloc")?;
         device.bind()?;
         // An empty buffer has an address too.
         let n_bytes = (len * size_of::<T>()).max(1);
         // SAFETY: the range is freed once, by `drop`.
         let address = unsafe { result::malloc_sync(n_bytes) }.context("cuMemAlloc")?;
+        // SAFETY: the range was allocated above. The fill is in the default
+        // stream, which always exists and which other streams do not wait for.
+        let filled = unsafe {
+            result::memset_d8_sync(address, byte, n_bytes)
+                .context("cuMemsetD8")
+                .and_then(|()| device.synchronize_alone(&alone))
+        };
+        // Dropping the buffer takes it again.
+        drop(alone);
         let buffer = Self { device: device.clone(), address, len, element: PhantomData };
-        // SAFETY: the range was allocated above.
-        unsafe { result::memset_d8_sync(address, byte, n_bytes) }.context("cuMemsetD8")?;
-        // The fill is in the default stream, which the other streams do not wait for.
-        // SAFETY: the default stream always exists.
-        unsafe { result::stream::synchronize(result::stream::null()) }
-            .context("cuStreamSynchronize")?;
-        Ok(buffer)
+        filled.map(|()| buffer)
     }
 
     /// Elements.
@@ -102,11 +106,11 @@ impl<T: Element> DeviceBuffer<T> {
 
 impl<T: Element> Drop for DeviceBuffer<T> {
     fn drop(&mut self) {
-        // Kernels may still use it. Memory that is dropped while this thread
-        // captures a stream cannot be freed then: it is lost.
-        if self.device.synchronize().is_err() {
-            return;
-        }
+        // Memory that is dropped while this thread captures a stream cannot be
+        // freed then: it is lost.
+        let Ok(alone) = Alone::begin("cuMemFree") else { return };
+        // Kernels may still use it. If they failed, it is freed all the same.
+        let _ = self.device.synchronize_alone(&alone);
         // SAFETY: it was allocated by `filled` and is freed once.
         let _ = unsafe { result::free_sync(self.address) };
     }

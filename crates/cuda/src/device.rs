@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::ffi::c_int;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
@@ -129,9 +129,6 @@ struct Inner {
     info: DeviceInfo,
     raw: sys::CUdevice,
     context: sys::CUcontext,
-    /// Read while a stream is captured, written while the whole GPU is waited
-    /// for: that would invalidate the capture of any other thread.
-    captures: RwLock<()>,
     /// Unloaded in `drop`, before the context is released.
     modules: Vec<Module>,
 }
@@ -143,6 +140,9 @@ unsafe impl Sync for Inner {}
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        let _alone = Alone::begin("cuModuleUnload");
+        // SAFETY: the context is alive until it is released below.
+        let _ = unsafe { result::ctx::set_current(self.context) };
         self.modules.clear();
         // SAFETY: it was retained by `open`, and everything made in it is gone.
         // A failure leaves nothing to be done.
@@ -162,14 +162,17 @@ impl Device {
         let no_kernels =
             Error::NoKernels { capability: info.capability, built: module::ARCHITECTURES };
         info.image().ok_or(no_kernels)?;
+        let alone = Alone::begin("cuModuleLoadData")?;
         // SAFETY: `raw` is a device; `Inner::drop` releases it.
         let context =
             unsafe { result::primary_ctx::retain(raw) }.context("cuDevicePrimaryCtxRetain")?;
-        let mut inner =
-            Inner { info, raw, context, captures: RwLock::new(()), modules: Vec::new() };
-        // SAFETY: the context is alive, as `inner` is.
-        unsafe { result::ctx::set_current(context) }.context("cuCtxSetCurrent")?;
-        inner.modules = module::load_all()?;
+        // SAFETY: the context has just been retained.
+        let current = unsafe { result::ctx::set_current(context) }.context("cuCtxSetCurrent");
+        let mut inner = Inner { info, raw, context, modules: Vec::new() };
+        let modules = current.and_then(|()| module::load_all());
+        // Dropping `inner` takes it again.
+        drop(alone);
+        inner.modules = modules?;
         Ok(Self(Arc::new(inner)))
     }
 
@@ -222,15 +225,20 @@ impl Device {
     ///
     /// Also those of work that ran before; and if this thread captures a stream.
     pub fn synchronize(&self) -> Result<()> {
-        if CAPTURING.get() {
-            let name = "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED".to_owned();
-            return Err(Error::Driver { call: "cuCtxSynchronize", name });
-        }
-        let _no_captures = self.0.captures.write().unwrap_or_else(PoisonError::into_inner);
+        self.synchronize_alone(&Alone::begin("cuCtxSynchronize")?)
+    }
+
+    /// As [`Device::synchronize`], for who holds an [`Alone`].
+    pub(crate) fn synchronize_alone(&self, _: &Alone) -> Result<()> {
         self.bind()?;
         result::ctx::synchronize().context("cuCtxSynchronize")
     }
 }
+
+/// Read while a stream is captured, written by what waits for the whole GPU:
+/// that would invalidate the captures of other threads. All handles on a GPU
+/// share one context, so there is one lock.
+static CAPTURES: RwLock<()> = RwLock::new(());
 
 thread_local! {
     /// Whether this thread captures a stream.
@@ -238,24 +246,39 @@ thread_local! {
 }
 
 /// Held while this thread captures a stream.
-pub(crate) struct Capturing<'a> {
+pub(crate) struct Capturing {
     /// `None` inside another capture of this thread.
-    _guard: Option<RwLockReadGuard<'a, ()>>,
+    _guard: Option<RwLockReadGuard<'static, ()>>,
     outer: bool,
 }
 
-impl<'a> Capturing<'a> {
-    pub(crate) fn begin(device: &'a Device) -> Self {
+impl Capturing {
+    pub(crate) fn begin() -> Self {
         let outer = CAPTURING.get();
-        let guard =
-            (!outer).then(|| device.0.captures.read().unwrap_or_else(PoisonError::into_inner));
+        let guard = (!outer).then(|| CAPTURES.read().unwrap_or_else(PoisonError::into_inner));
         CAPTURING.set(true);
         Self { _guard: guard, outer }
     }
 }
 
-impl Drop for Capturing<'_> {
+impl Drop for Capturing {
     fn drop(&mut self) {
         CAPTURING.set(self.outer);
+    }
+}
+
+/// Held while no thread captures a stream.
+pub(crate) struct Alone {
+    _guard: RwLockWriteGuard<'static, ()>,
+}
+
+impl Alone {
+    /// Waits for the captures of other threads; an error if this thread captures.
+    pub(crate) fn begin(call: &'static str) -> Result<Self> {
+        if CAPTURING.get() {
+            let name = "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED".to_owned();
+            return Err(Error::Driver { call, name });
+        }
+        Ok(Self { _guard: CAPTURES.write().unwrap_or_else(PoisonError::into_inner) })
     }
 }

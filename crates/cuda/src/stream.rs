@@ -154,7 +154,7 @@ impl Stream {
     /// by nothing else at the same time, whenever the graph runs.
     pub unsafe fn capture(&self, work: impl FnOnce(&Self) -> Result<()>) -> Result<Graph> {
         self.device.bind()?;
-        let capturing = Capturing::begin(&self.device);
+        let capturing = Capturing::begin();
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives.
         unsafe { result::stream::begin_capture(self.raw, mode) }.context("cuStreamBeginCapture")?;

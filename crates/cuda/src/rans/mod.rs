@@ -379,7 +379,8 @@ impl Rans {
         let launch =
             Launch::new(n_blocks, 512).shared(16 * DECODE_WARP_BYTES + matrix.table_bytes());
         // SAFETY: `out` has room for every element; freeing buffers waits for the kernel.
-        Ok(unsafe { self.decode.of(matrix.general).launch(stream, launch, &args)? })
+        unsafe { self.decode.of(matrix.general).launch(stream, launch, &args)? };
+        Ok(())
     }
 
     /// Decodes a matrix of one-byte elements, row-major.
@@ -404,7 +405,8 @@ impl Rans {
         let n_blocks = (4 * self.device.info().n_sms).min(matrix.units().div_ceil(8));
         let launch = Launch::new(n_blocks, 256).shared(8 * ROWS_WARP_BYTES + matrix.table_bytes());
         // SAFETY: `out` has room for every element; freeing buffers waits for the kernel.
-        Ok(unsafe { self.bytes.of(matrix.general).launch(stream, launch, &args)? })
+        unsafe { self.bytes.of(matrix.general).launch(stream, launch, &args)? };
+        Ok(())
     }
 
     /// Rows of a BF16 matrix: `out[i]` becomes row `ids[i]`; a row whose number is
@@ -441,7 +443,8 @@ impl Rans {
             .shared(8 * ROWS_WARP_BYTES + matrix.table_bytes());
         // SAFETY: `out` has a row for each id, and the kernel skips ids beyond the
         // matrix; freeing buffers waits for the kernel.
-        Ok(unsafe { self.gather.of(matrix.general).launch(stream, launch, &args)? })
+        unsafe { self.gather.of(matrix.general).launch(stream, launch, &args)? };
+        Ok(())
     }
 
     /// `y[tokens, rows] = x[tokens, cols] * W^T + bias`, in FP32, rounded to BF16 (BF16
@@ -507,7 +510,8 @@ impl Rans {
             (blocks_per_sm * self.device.info().n_sms).min((matrix.rows / 16).div_ceil(per_block));
         let launch = Launch::new(n_blocks, 512).shared(shared);
         // SAFETY: the lengths are checked above; freeing buffers waits for the kernel.
-        Ok(unsafe { function.launch(stream, launch, &args)? })
+        unsafe { function.launch(stream, launch, &args)? };
+        Ok(())
     }
 }
 

@@ -2,6 +2,8 @@
 
 use transom::{Dtype, Isa, Record, RecordWriter, TensorStatistics, encode_record};
 use transom_cuda::DeviceBuffer;
+use transom_cuda::fixed::{FixedMatrix, WeightFormat};
+use transom_cuda::product::Product;
 use transom_cuda::rans::{Rans, RansError, RansMatrix};
 
 use crate::{Gpu, Random};
@@ -284,4 +286,30 @@ fn what_is_not_for_this_layout_is_an_error() {
     let matrix = load(&gpu, &rans, Dtype::Bf16, [16, 32], &bytes(&weights[..512]));
     let mut out = DeviceBuffer::filled(&gpu.device, 511, 0xFF).unwrap();
     assert!(matches!(rans.decode(&gpu.stream, &matrix, &mut out), Err(RansError::Gpu(_))));
+}
+
+#[test]
+fn product_equals_the_dense_one_bit_for_bit() {
+    let Some(gpu) = Gpu::open() else { return };
+    let rans = Rans::new(&gpu.device).unwrap();
+    let mut random = Random::fresh();
+    for (name, [rows, cols], weights) in matrices(&mut random) {
+        let data = bytes(&weights);
+        let matrix = load(&gpu, &rans, Dtype::Bf16, [rows, cols], &data);
+        let dense = FixedMatrix::encode(WeightFormat::DenseBf16, 0, rows, cols, &data);
+        let twin = Product::new(&gpu.device, &gpu.stream, &[dense], &[], None).unwrap();
+        let x: Vec<u16> = (0..64 * cols).map(|_| bf16(normal(&mut random))).collect();
+        for tokens in [1, 2, 8, 9, 16, 17, 32, 33, 64] {
+            let mut scratch = twin.scratch(&gpu.device, tokens).unwrap();
+            let plain = gpu.stream.upload(&x[..tokens * cols]).unwrap();
+            let mut expected = DeviceBuffer::filled(&gpu.device, tokens * rows, 0xFF).unwrap();
+            twin.run(&gpu.stream, &plain, &mut expected, tokens, &mut scratch).unwrap();
+            let fragments = gpu.stream.upload(&fragments(&x, tokens, cols)).unwrap();
+            let mut found = DeviceBuffer::filled(&gpu.device, tokens * rows, 0xAA).unwrap();
+            rans.product(&gpu.stream, &matrix, &fragments, tokens, None, None, &mut found).unwrap();
+            let (expected, found) =
+                (gpu.stream.download(&expected).unwrap(), gpu.stream.download(&found).unwrap());
+            assert!(found == expected, "{name} {rows} x {cols}, {tokens} tokens");
+        }
+    }
 }
