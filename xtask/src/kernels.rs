@@ -17,17 +17,20 @@ const MEASURED: &str = "90a";
 /// What the kernels whose names start so may use and have to have; the first
 /// line that fits counts. A kernel that no line fits is an error.
 const BUDGETS: &[Budget] = &[
-    Budget { prefix: "probe_", registers: 64, matrix: false },
-    Budget { prefix: "activation_fragments", registers: 64, matrix: false },
-    Budget { prefix: "rans_product", registers: 128, matrix: true },
-    Budget { prefix: "rans_", registers: 128, matrix: false },
-    Budget { prefix: "fixed_decode", registers: 128, matrix: false },
-    Budget { prefix: "fixed_gather", registers: 128, matrix: false },
-    Budget { prefix: "product_sum", registers: 64, matrix: false },
-    Budget { prefix: "fixed_", registers: 168, matrix: true },
-    Budget { prefix: "dense_", registers: 168, matrix: true },
-    Budget { prefix: "product_", registers: 168, matrix: true },
+    Budget { prefix: "probe_", registers: 64, matrix: false, local: 0 },
+    Budget { prefix: "activation_fragments", registers: 64, matrix: false, local: 0 },
+    Budget { prefix: "rans_product", registers: 128, matrix: true, local: 0 },
+    Budget { prefix: "rans_", registers: 128, matrix: false, local: 0 },
+    // 32 tokens: one word that 128 registers have no room for (docs/kernels.md, 4).
+    Budget { prefix: "product_bf16x3_m32", registers: 128, matrix: true, local: 1 },
+    Budget { prefix: "product_bf16x4_m32", registers: 128, matrix: true, local: 1 },
+    Budget { prefix: "product_int8x4_m32", registers: 128, matrix: true, local: 1 },
+    Budget { prefix: "product_", registers: 168, matrix: true, local: 0 },
 ];
+
+/// The first architecture that has the copies products are made of; on older
+/// ones their kernels are empty, and the host refuses them.
+const FIRST_WITH_PRODUCTS: u32 = 90;
 
 struct Budget {
     /// Of the kernel's name.
@@ -36,6 +39,8 @@ struct Budget {
     registers: u32,
     /// Whether the matrix instructions have to be there.
     matrix: bool,
+    /// Accesses to local memory in innermost loops, at most.
+    local: usize,
 }
 
 /// Which sources are compiled for which architectures.
@@ -78,11 +83,15 @@ pub fn run(scope: Scope) -> Result<(), Failure> {
     for ((arch, _), kernels) in jobs.iter().zip(checked) {
         for (name, kernel) in kernels? {
             println!("{arch:<8} {name:<40} {:>9} {:>8}", kernel.registers, kernel.n_matrix);
-            complaints
-                .extend(kernel.complaints(&name).map(|what| format!("{arch}: {name}: {what}")));
+            let found = kernel.complaints(&name, has_products(arch));
+            complaints.extend(found.map(|what| format!("{arch}: {name}: {what}")));
         }
     }
     if complaints.is_empty() { Ok(()) } else { Err(complaints.join("\n")) }
+}
+
+fn has_products(arch: &str) -> bool {
+    arch.trim_end_matches('a').parse().is_ok_and(|number: u32| number >= FIRST_WITH_PRODUCTS)
 }
 
 /// Results in the order of `items`; one thread a processor.
@@ -117,8 +126,9 @@ struct Kernel {
 }
 
 impl Kernel {
-    fn complaints(&self, name: &str) -> impl Iterator<Item = String> {
+    fn complaints(&self, name: &str, has_products: bool) -> impl Iterator<Item = String> {
         let mut complaints = Vec::new();
+        let mut local = 0;
         match BUDGETS.iter().find(|budget| name.starts_with(budget.prefix)) {
             None => complaints.push("no line of BUDGETS in xtask/src/kernels.rs fits".to_owned()),
             Some(budget) => {
@@ -126,14 +136,15 @@ impl Kernel {
                     let (found, allowed) = (self.registers, budget.registers);
                     complaints.push(format!("{found} registers, expected at most {allowed}"));
                 }
-                if budget.matrix && self.n_matrix == 0 {
+                local = budget.local;
+                if budget.matrix && has_products && self.n_matrix == 0 {
                     complaints.push("no matrix instruction (HMMA, HGMMA)".to_owned());
                 }
             }
         }
-        if self.n_local > 0 {
+        if self.n_local > local {
             complaints.push(format!(
-                "{} accesses to local memory in innermost loops, expected none",
+                "{} accesses to local memory in innermost loops, expected at most {local}",
                 self.n_local
             ));
         }
@@ -274,13 +285,17 @@ mod tests {
 
     #[test]
     fn kernels_out_of_budget_are_refused() {
-        let complaints = |name: &str, registers, n_matrix, n_local| {
-            Kernel { registers, n_matrix, n_local }.complaints(name).count()
+        let complaints = |name: &str, registers, n_matrix, n_local, arch| {
+            let kernel = Kernel { registers, n_matrix, n_local };
+            kernel.complaints(name, has_products(arch)).count()
         };
-        assert_eq!(complaints("fixed_product_x", 128, 8, 0), 0);
-        assert_eq!(complaints("fixed_product_x", 255, 0, 3), 3);
-        assert_eq!(complaints("probe_x", 20, 0, 0), 0);
-        assert_eq!(complaints("unknown", 20, 0, 0), 1);
+        assert_eq!(complaints("product_x", 128, 8, 0, "90a"), 0);
+        assert_eq!(complaints("product_x", 255, 0, 3, "90a"), 3);
+        assert_eq!(complaints("product_x", 255, 0, 3, "89"), 2);
+        assert_eq!(complaints("product_bf16x3_m32", 128, 8, 1, "90a"), 0);
+        assert_eq!(complaints("product_bf16x3_m32", 128, 8, 2, "90a"), 1);
+        assert_eq!(complaints("probe_x", 20, 0, 0, "90a"), 0);
+        assert_eq!(complaints("unknown", 20, 0, 0, "90a"), 1);
     }
 
     #[test]
