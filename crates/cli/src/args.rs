@@ -234,7 +234,8 @@ in trained models. They are read cold: each run takes another copy, so that no
 cache holds it. All layouts must give identical bits; exit code 1 means that
 they do not. Runs of the layouts are interleaved; the result is the median of
 at least five runs and half a second; on a GPU, of eleven replays of a graph of
-many launches, and the baseline is the fastest algorithm of cuBLAS.")]
+many launches, and the baseline is the fastest algorithm of cuBLAS with dense
+weights, for INT8 in FP16.")]
 pub struct BenchMatmul {
     /// Where to multiply
     #[arg(long, value_name = "DEVICE", value_enum, default_value = "cpu")]
@@ -258,6 +259,9 @@ pub struct BenchMatmul {
     /// Element types to measure
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_enum, default_value = "bf16")]
     pub dtype: Vec<WeightName>,
+    /// Take the BF16 weights of this checkpoint, packed or not, instead of synthetic ones (GPU only)
+    #[arg(long, value_name = "PATH")]
+    pub weights: Option<PathBuf>,
     #[command(flatten)]
     pub threads: Threads,
     #[command(flatten)]
@@ -374,6 +378,8 @@ pub enum WeightName {
     Bf16,
     /// IEEE half precision
     F16,
+    /// Integers of 8 bits with a scale (GPU only)
+    Int8,
 }
 
 impl WeightName {
@@ -382,6 +388,7 @@ impl WeightName {
         match self {
             Self::Bf16 => "bf16",
             Self::F16 => "f16",
+            Self::Int8 => "int8",
         }
     }
 }

@@ -6,10 +6,16 @@
 //! Jobs run in turns, so that a GPU that slows down does so for all of them;
 //! the result of a job is the median, and ratios are of one run.
 
+use std::cell::RefCell;
+
 use crate::buffer::DeviceBuffer;
+use crate::cublas::{self, Algorithm};
 use crate::device::Device;
 use crate::error::Result;
+use crate::fixed::FixedMatrix;
 use crate::probe::Probe;
+use crate::product::Product;
+use crate::rans::{Rans, RansMatrix};
 use crate::stream::{Event, Graph, Stream};
 
 /// Copies together exceed the level 2 cache by this factor.
@@ -141,8 +147,8 @@ pub fn ceilings(stream: &Stream) -> Result<Ceilings> {
     let device = stream.device();
     let probe = Probe::new(device)?;
     let from = DeviceBuffer::<u32>::filled(device, n_words, 0x5A)?;
-    let to = std::cell::RefCell::new(DeviceBuffer::<u32>::new(device, n_words)?);
-    let sums = std::cell::RefCell::new(DeviceBuffer::<u32>::new(device, probe.n_sums())?);
+    let to = RefCell::new(DeviceBuffer::<u32>::new(device, n_words)?);
+    let sums = RefCell::new(DeviceBuffer::<u32>::new(device, probe.n_sums())?);
     let jobs: [Job<'_>; 2] = [
         Box::new(|stream, _| probe.read(stream, &from, &mut sums.borrow_mut())),
         Box::new(|stream, _| stream.copy(&from, &mut to.borrow_mut())),
@@ -154,4 +160,127 @@ pub fn ceilings(stream: &Stream) -> Result<Ceilings> {
         read_gbps: gb / (timings[0].median() / 1e6),
         copy_gbps: 2.0 * gb / (timings[1].median() / 1e6),
     })
+}
+
+/// Copies of a matrix in one layout.
+#[derive(Debug)]
+pub enum Weights<'a> {
+    /// Dense in the order of chunks, or of a fixed rate.
+    Chunks(Vec<Product>),
+    /// Entropy-coded, with one scale for all rows if they are INT8.
+    Rans(&'a Rans, Vec<RansMatrix>, Option<DeviceBuffer<f32>>),
+}
+
+impl Weights<'_> {
+    const fn n_copies(&self) -> usize {
+        match self {
+            Self::Chunks(products) => products.len(),
+            Self::Rans(_, matrices, _) => matrices.len(),
+        }
+    }
+}
+
+/// A matrix below itself, `times` in all: large matrices for benchmarks, of
+/// which only a part is encoded.
+#[must_use]
+pub fn repeat(matrix: &FixedMatrix, times: usize) -> FixedMatrix {
+    FixedMatrix {
+        rows: matrix.rows * times,
+        chunks: matrix.chunks.repeat(times),
+        n_escapes: matrix.n_escapes * times,
+        ..matrix.clone()
+    }
+}
+
+/// What the layouts of a matrix took for the same product.
+#[derive(Debug)]
+pub struct ProductTimes {
+    /// The fastest algorithm of cuBLAS, with dense weights.
+    pub cublas: (Algorithm, Timing),
+    /// Of each layout.
+    pub layouts: Vec<Timing>,
+    /// Of each layout, `[tokens][rows]`.
+    pub results: Vec<Vec<u16>>,
+}
+
+/// Times a product of up to 64 tokens in every layout and with cuBLAS, in turns.
+/// `dense` are copies of the weights for cuBLAS, `x` the activations. What brings
+/// activations into the order of the kernels is part of [`Product::run`] and so
+/// of the time, but for entropy-coded weights they are in that order already.
+///
+/// # Errors
+///
+/// Lengths that do not fit, and what driver and libraries report.
+pub fn products(
+    stream: &Stream,
+    baseline: &cublas::Product<'_>,
+    dense: &[DeviceBuffer<u16>],
+    layouts: &[&Weights<'_>],
+    x: &[u16],
+) -> Result<ProductTimes> {
+    let shape = baseline.shape();
+    let device = stream.device();
+    let row_major = stream.upload(x)?;
+    let fragments = stream.upload(&fragments(x, shape.m, shape.k))?;
+    let new_y = || DeviceBuffer::<u16>::filled(device, shape.m * shape.n, 0xFF).map(RefCell::new);
+    let y = new_y()?;
+    let (algorithm, _) = baseline.time(dense, &row_major, &mut y.borrow_mut())?;
+    let outputs = layouts.iter().map(|_| new_y()).collect::<Result<Vec<_>>>()?;
+    let mut jobs: Vec<Job<'_>> = Vec::new();
+    let mut n_copies = vec![dense.len()];
+    jobs.push(Box::new(|_, i| {
+        baseline.multiply(&algorithm, &dense[i % dense.len()], &row_major, &mut y.borrow_mut())
+    }));
+    for (weights, y) in layouts.iter().zip(&outputs) {
+        n_copies.push(weights.n_copies());
+        let (row_major, fragments) = (&row_major, &fragments);
+        jobs.push(match weights {
+            Weights::Chunks(products) => {
+                let scratch = RefCell::new(products[0].scratch(device, shape.m)?);
+                Box::new(move |stream, i| {
+                    let (mut y, mut scratch) = (y.borrow_mut(), scratch.borrow_mut());
+                    products[i % products.len()].run(
+                        stream,
+                        row_major,
+                        &mut y,
+                        shape.m,
+                        &mut scratch,
+                    )
+                })
+            }
+            Weights::Rans(rans, matrices, scales) => Box::new(move |stream, i| {
+                let (matrix, y) = (&matrices[i % matrices.len()], &mut y.borrow_mut());
+                rans.product(stream, matrix, fragments, shape.m, scales.as_ref(), None, y)?;
+                Ok(())
+            }),
+        });
+    }
+    // SAFETY: buffers and kernels live beyond the call.
+    let mut timings = unsafe { interleaved(stream, &jobs, &n_copies) }?;
+    drop(jobs);
+    let layouts = timings.split_off(1);
+    let results = outputs.iter().map(|y| stream.download(&y.borrow()));
+    Ok(ProductTimes {
+        cublas: (algorithm.clone(), timings.remove(0)),
+        results: results.collect::<Result<_>>()?,
+        layouts,
+    })
+}
+
+/// Row-major activations as B fragments of `mma.m16n8k16`, in the order that
+/// `kernels/params.h` describes; what the kernel `activation_fragments` makes.
+#[must_use]
+pub fn fragments(x: &[u16], n_tokens: usize, cols: usize) -> Vec<u32> {
+    let at = |token: usize, col: usize| {
+        if token < n_tokens && col < cols { u32::from(x[token * cols + col]) } else { 0 }
+    };
+    let units = cols.div_ceil(128) * 4;
+    let mut out = Vec::with_capacity(n_tokens.div_ceil(8) * units * 128);
+    for (group, unit) in (0..n_tokens.div_ceil(8)).flat_map(|g| (0..units).map(move |u| (g, u))) {
+        for (lane, part) in (0..32).flat_map(|lane| (0..4).map(move |part| (lane, part))) {
+            let (token, col) = (group * 8 + lane / 4, unit * 32 + part * 8 + lane % 4 * 2);
+            out.push(at(token, col) | at(token, col + 1) << 16);
+        }
+    }
+    out
 }

@@ -294,21 +294,28 @@ impl<'a> Product<'a> {
         }
     }
 
-    /// Multiplies with cublasGemmEx: weights `[n, k]`, activations `[m, k]`,
-    /// result `[m, n]`, row-major.
+    /// The sides.
+    #[must_use]
+    pub const fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Multiplies: weights `[n, k]`, activations `[m, k]`, result `[m, n]`,
+    /// row-major.
     ///
     /// # Errors
     ///
-    /// [`Error::Length`], and what the library reports.
+    /// [`Error::Length`], and what the libraries report.
     pub fn multiply(
         &self,
+        algorithm: &Algorithm,
         weights: &DeviceBuffer<u16>,
         x: &DeviceBuffer<u16>,
         y: &mut DeviceBuffer<u16>,
     ) -> Result<()> {
         self.check_lengths(weights, x, y)?;
         // SAFETY: the buffers have the sizes; freeing them waits for the product.
-        unsafe { self.launch(&Algorithm::GemmEx, weights.address(), x.address(), y.address()) }
+        unsafe { self.launch(algorithm, weights.address(), x.address(), y.address()) }
     }
 
     /// Times every algorithm and returns the fastest. `weights` are copies of
@@ -393,6 +400,12 @@ impl Drop for Product<'_> {
             }
             let _ = lt::destroy_matmul_desc(self.descriptor);
         }
+    }
+}
+
+impl std::fmt::Debug for Algorithm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name())
     }
 }
 

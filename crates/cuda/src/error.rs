@@ -76,6 +76,9 @@ pub enum Error {
         /// Its scale, as bits of an `f32`.
         scale_bits: u32,
     },
+    /// Entropy-coded weights that an operation is not for.
+    #[error("{0}")]
+    Weights(String),
     /// The GPU cannot run an operation.
     #[error("{operation}: compute capability {}.{} is too low", .capability.0, .capability.1)]
     Unsupported {
@@ -84,6 +87,15 @@ pub enum Error {
         /// Of the GPU.
         capability: (u32, u32),
     },
+}
+
+impl From<crate::rans::RansError> for Error {
+    fn from(error: crate::rans::RansError) -> Self {
+        match error {
+            crate::rans::RansError::Gpu(error) => error,
+            other => Self::Weights(other.to_string()),
+        }
+    }
 }
 
 /// A result of this crate.
