@@ -19,6 +19,7 @@ const MEASURED: &str = "90a";
 const BUDGETS: &[Budget] = &[
     Budget { prefix: "probe_", registers: 64, matrix: false, local: 0 },
     Budget { prefix: "activation_fragments", registers: 64, matrix: false, local: 0 },
+    Budget { prefix: "fixed_decode_", registers: 128, matrix: false, local: 0 },
     Budget { prefix: "rans_product", registers: 128, matrix: true, local: 0 },
     Budget { prefix: "rans_", registers: 128, matrix: false, local: 0 },
     // 32 tokens: one word that 128 registers have no room for (docs/kernels.md, 4).

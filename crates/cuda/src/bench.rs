@@ -11,11 +11,11 @@ use std::cell::RefCell;
 use crate::buffer::DeviceBuffer;
 use crate::cublas::{self, Algorithm};
 use crate::device::Device;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fixed::FixedMatrix;
 use crate::probe::Probe;
 use crate::product::Product;
-use crate::rans::{Rans, RansMatrix};
+use crate::rans::{Rans, RansError, RansMatrix};
 use crate::stream::{Event, Graph, Stream};
 
 /// Copies together exceed the level 2 cache by this factor.
@@ -250,8 +250,8 @@ pub fn products(
             }
             Weights::Rans(rans, matrices, scales) => Box::new(move |stream, i| {
                 let (matrix, y) = (&matrices[i % matrices.len()], &mut y.borrow_mut());
-                rans.product(stream, matrix, fragments, shape.m, scales.as_ref(), None, y)?;
-                Ok(())
+                rans.product(stream, matrix, fragments, shape.m, scales.as_ref(), None, y)
+                    .map_err(of_rans)
             }),
         });
     }
@@ -265,6 +265,13 @@ pub fn products(
         results: results.collect::<Result<_>>()?,
         layouts,
     })
+}
+
+pub(crate) fn of_rans(error: RansError) -> Error {
+    match error {
+        RansError::Gpu(error) => error,
+        other => Error::Weights(other.to_string()),
+    }
 }
 
 /// Row-major activations as B fragments of `mma.m16n8k16`, in the order that

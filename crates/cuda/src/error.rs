@@ -76,6 +76,14 @@ pub enum Error {
         /// Its scale, as bits of an `f32`.
         scale_bits: u32,
     },
+    /// A chunk of fixed-rate weights that is not valid.
+    #[error("chunk {chunk}: {what}")]
+    BadChunk {
+        /// Number of the chunk: from left to right, then down.
+        chunk: usize,
+        /// What is wrong with it.
+        what: &'static str,
+    },
     /// Entropy-coded weights that an operation is not for.
     #[error("{0}")]
     Weights(String),
@@ -87,15 +95,6 @@ pub enum Error {
         /// Of the GPU.
         capability: (u32, u32),
     },
-}
-
-impl From<crate::rans::RansError> for Error {
-    fn from(error: crate::rans::RansError) -> Self {
-        match error {
-            crate::rans::RansError::Gpu(error) => error,
-            other => Self::Weights(other.to_string()),
-        }
-    }
 }
 
 /// A result of this crate.
