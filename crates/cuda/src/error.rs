@@ -97,6 +97,14 @@ pub enum Error {
     },
 }
 
+/// Not `From`, with which every `?` would need a type.
+pub(crate) fn of_rans(error: crate::rans::RansError) -> Error {
+    match error {
+        crate::rans::RansError::Gpu(error) => error,
+        other => Error::Weights(other.to_string()),
+    }
+}
+
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 

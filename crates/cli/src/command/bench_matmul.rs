@@ -60,6 +60,7 @@ pub(crate) fn run(args: &BenchMatmul) -> anyhow::Result<Outcome> {
     }
     anyhow::ensure!(args.csv.is_none(), "--csv is for --device cuda; --json holds the same");
     anyhow::ensure!(args.weights.is_none(), "--weights is for --device cuda");
+    anyhow::ensure!(!args.chain, "--chain is for --device cuda");
     let weight_types: Vec<(WeightName, WeightType)> = args
         .dtype
         .iter()

@@ -17,7 +17,6 @@ use crate::stream::{Stream, check_length};
 
 const WARPS: usize = 8;
 const STAGES: usize = 2;
-const BLOCKS_PER_SM: u32 = 2;
 
 /// `transom::FixedDecodeParams`.
 #[derive(Debug, Clone, Copy)]
@@ -162,6 +161,9 @@ pub struct Decoder {
 }
 
 impl Decoder {
+    /// Blocks that an SM holds.
+    pub(crate) const BLOCKS_PER_SM: u32 = 2;
+
     /// Looks up the kernels.
     ///
     /// # Errors
@@ -316,9 +318,11 @@ impl Decoder {
             n_ids: ids.map_or(0, DeviceBuffer::len) as u32,
             chunk_bytes: matrix.chunk_bytes as u32,
             scale_step: u32::from(n_scales != 1),
-            vectors: u32::from([cols.len(), cols.start].iter().all(|n| n * elem_bytes % 16 == 0)),
+            vectors: u32::from(
+                [cols.len(), cols.start].iter().all(|n| (n * elem_bytes).is_multiple_of(16)),
+            ),
         };
-        let most = n_blocks.unwrap_or(BLOCKS_PER_SM * self.n_sms).max(1);
+        let most = n_blocks.unwrap_or(Self::BLOCKS_PER_SM * self.n_sms).max(1);
         let shared = WARPS * (STAGES * matrix.chunk_bytes + CHUNK_ELEMS * elem_bytes);
         let launch = Launch::new((n_tasks.div_ceil(WARPS) as u32).min(most), 32 * WARPS as u32)
             .shared(shared as u32);

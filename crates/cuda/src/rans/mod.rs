@@ -371,11 +371,24 @@ impl Rans {
         matrix: &RansMatrix,
         out: &mut DeviceBuffer<u16>,
     ) -> Result<()> {
-        need(matrix.dtype == Dtype::Bf16, "an element type other than BF16")?;
         need_length("elements", out.len(), matrix.rows() * matrix.cols())?;
+        self.decode_on(self.device.info().n_sms, stream, matrix, out)
+    }
+
+    /// The same on a part of the GPU's SMs; `out` may be longer.
+    pub(crate) fn decode_on(
+        &self,
+        n_sms: u32,
+        stream: &Stream,
+        matrix: &RansMatrix,
+        out: &DeviceBuffer<u16>,
+    ) -> Result<()> {
+        need(matrix.dtype == Dtype::Bf16, "an element type other than BF16")?;
+        let n_elems = matrix.rows() * matrix.cols();
+        need_length("elements", out.len(), out.len().max(n_elems))?;
         let args =
             DecodeArgs { matrix: matrix.params(), out: out.address(), stride: matrix.cols.into() };
-        let n_blocks = (2 * self.device.info().n_sms).min(matrix.units().div_ceil(16));
+        let n_blocks = (2 * n_sms).clamp(1, matrix.units().div_ceil(16));
         let launch =
             Launch::new(n_blocks, 512).shared(16 * DECODE_WARP_BYTES + matrix.table_bytes());
         // SAFETY: `out` has room for every element; freeing buffers waits for the kernel.

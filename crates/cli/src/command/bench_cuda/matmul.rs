@@ -1,65 +1,94 @@
 //! `transom bench matmul --device cuda`: products in every layout against cuBLAS.
 
-use transom::Record;
 use transom::layout::Layout;
 use transom_cuda::DeviceBuffer;
-use transom_cuda::bench::{self, ProductTimes, Timing, Weights};
-use transom_cuda::cublas::{Cublas, Half, Shape};
-use transom_cuda::fixed::FixedMatrix;
-use transom_cuda::product::{MAX_TOKENS, Product};
+use transom_cuda::bench::{self, ProductTimes, Timing};
+use transom_cuda::cublas::{Algorithm, Cublas, Half, Product, Shape};
+use transom_cuda::product::MAX_TOKENS;
 use transom_cuda::rans::Rans;
 
 use super::report::{self, Gpu, Line};
-use super::weights::Source;
+use super::weights::{Host, Source};
 use crate::args::{BenchMatmul, LayoutName, WeightName};
-use crate::output;
-use crate::{Outcome, synthetic, threads};
+use crate::{Outcome, output, synthetic, threads};
 
 const SEED: u64 = 42;
 
-/// A matrix in one layout, on the host.
-enum Encoded {
-    Chunks(FixedMatrix),
-    Record(Vec<u8>),
-}
-
-/// The same, several times over on the GPU.
-struct Subject<'a> {
+/// A matrix in one layout, several times over on the GPU.
+struct Subject<T> {
     layout: LayoutName,
     bits_per_weight: f64,
-    weights: Weights<'a>,
+    weights: T,
+}
+
+/// What all measurements of a matrix share.
+struct Bench<'a> {
+    gpu: &'a Gpu,
+    cublas: &'a Cublas<'a>,
+    source: &'a Source,
+    /// Copies for cuBLAS.
+    dense: Vec<DeviceBuffer<u16>>,
 }
 
 /// Runs the benchmark of products.
 pub(crate) fn matmul(args: &BenchMatmul) -> anyhow::Result<Outcome> {
-    anyhow::ensure!(
-        args.batch.iter().all(|&batch| batch <= MAX_TOKENS),
-        "--batch: at most {MAX_TOKENS} tokens on a GPU"
-    );
     let gpu = Gpu::open()?;
     let cublas = Cublas::new(&gpu.stream)?;
     let rans = Rans::new(&gpu.device)?;
     let shapes: Vec<(usize, usize)> = args.shapes.iter().flat_map(|s| s.0.clone()).collect();
+    let (few, many): (Vec<usize>, Vec<usize>) =
+        args.batch.iter().partition(|&&batch| batch <= MAX_TOKENS);
     let mut results = Vec::new();
     for &dtype in &args.dtype {
-        let layouts: Vec<LayoutName> =
-            args.layouts.iter().copied().filter(|&layout| is_possible(dtype, layout)).collect();
         for &sides in &shapes {
-            let (source, dense, encoded) = threads::with(args.threads.count(), || {
+            // Encoding is parallel, and not part of what is measured.
+            let (source, dense, hosts) = threads::with(args.threads.count(), || {
                 let source = Source::new(dtype, sides, args.weights.as_deref())?;
-                let encode = |&layout: &LayoutName| encode(&source, layout);
-                let encoded = layouts.iter().map(encode).collect::<anyhow::Result<Vec<_>>>()?;
                 let dense = source.dense();
-                Ok((source, dense, encoded))
+                let hosts = args.layouts.iter().map(|&layout| Ok((layout, source.host(layout)?)));
+                let hosts = hosts.collect::<anyhow::Result<Vec<(LayoutName, Host)>>>()?;
+                Ok((source, dense, hosts))
             })?;
-            let dense = copies(&gpu, dense.len() * 2, || Ok(gpu.stream.upload(&dense)?))?;
-            let subjects = layouts
-                .iter()
-                .zip(encoded)
-                .map(|(&layout, encoded)| subject(&gpu, &rans, layout, encoded))
-                .collect::<anyhow::Result<Vec<_>>>()?;
-            for &batch in &args.batch {
-                results.extend(products(&gpu, &cublas, &source, &dense, &subjects, batch)?);
+            let n_copies = bench::n_copies(&gpu.device, dense.len() * 2);
+            let dense =
+                (0..n_copies).map(|_| gpu.stream.upload(&dense)).collect::<Result<_, _>>()?;
+            let bench = Bench { gpu: &gpu, cublas: &cublas, source: &source, dense };
+            if args.chain || !few.is_empty() {
+                let possible = |(layout, _): &&(LayoutName, Host)| {
+                    is_possible(dtype, *layout) && !(args.chain && *layout == LayoutName::Rans)
+                };
+                let subjects = hosts
+                    .iter()
+                    .filter(possible)
+                    .map(|(layout, host)| {
+                        let (weights, bits_per_weight) = host.weights(&gpu, &rans)?;
+                        Ok(Subject { layout: *layout, bits_per_weight, weights })
+                    })
+                    .collect::<anyhow::Result<Vec<_>>>()?;
+                if args.chain {
+                    results.extend(bench.chain(&subjects)?);
+                } else {
+                    for &batch in &few {
+                        results.extend(bench.products(&subjects, batch)?);
+                    }
+                }
+            }
+            if !args.chain && !many.is_empty() {
+                let possible = |(layout, _): &&(LayoutName, Host)| match layout {
+                    LayoutName::Dense => false,
+                    LayoutName::Fixed => true,
+                    // Decoding it gives bytes, which nothing dequantises.
+                    LayoutName::Rans => is_possible(dtype, *layout) && dtype != WeightName::Int8,
+                };
+                let (mut subjects, mut encoded) = (Vec::new(), Vec::new());
+                for (layout, host) in hosts.iter().filter(possible) {
+                    let (weights, bits_per_weight) = host.encoded(&gpu, &rans)?;
+                    subjects.push(Subject { layout: *layout, bits_per_weight, weights: () });
+                    encoded.push(weights);
+                }
+                for &batch in &many {
+                    results.extend(bench.prefill(&subjects, &encoded, batch)?);
+                }
             }
         }
     }
@@ -75,116 +104,140 @@ fn is_possible(dtype: WeightName, layout: LayoutName) -> bool {
     possible
 }
 
-fn encode(source: &Source, layout: LayoutName) -> anyhow::Result<Encoded> {
-    Ok(match layout {
-        LayoutName::Dense => Encoded::Chunks(source.twin()),
-        LayoutName::Fixed => Encoded::Chunks(source.fixed()),
-        LayoutName::Rans => Encoded::Record(source.record()?),
-    })
-}
+impl Bench<'_> {
+    fn product(&self, batch: usize) -> anyhow::Result<(Product<'_>, Vec<u16>)> {
+        let half = match self.source.dtype {
+            WeightName::Bf16 => Half::Bf16,
+            WeightName::F16 | WeightName::Int8 => Half::F16,
+        };
+        let Source { rows, cols, .. } = *self.source;
+        let product = self.cublas.product(Shape { m: batch, n: rows, k: cols }, half)?;
+        let round = |value: f32| match half {
+            Half::Bf16 => half::bf16::from_f32(value).to_bits(),
+            Half::F16 => half::f16::from_f32(value).to_bits(),
+        };
+        let x = synthetic::activations(batch * cols, SEED).into_iter().map(round).collect();
+        Ok((product, x))
+    }
 
-/// As many as are needed to read them cold.
-fn copies<T>(
-    gpu: &Gpu,
-    n_bytes: usize,
-    make: impl Fn() -> anyhow::Result<T>,
-) -> anyhow::Result<Vec<T>> {
-    (0..bench::n_copies(&gpu.device, n_bytes)).map(|_| make()).collect()
-}
+    fn baseline(
+        &self,
+        op: &'static str,
+        batch: usize,
+        algorithm: &Algorithm,
+        timing: &Timing,
+    ) -> Line {
+        let line = self.line(op, batch, "cublas", 16.0, timing, [None, Some(timing.median())]);
+        Line { algorithm: Some(algorithm.name()), ..line }
+    }
 
-fn subject<'a>(
-    gpu: &Gpu,
-    rans: &'a Rans,
-    layout: LayoutName,
-    encoded: Encoded,
-) -> anyhow::Result<Subject<'a>> {
-    let scale = vec![synthetic::INT8_SCALE];
-    Ok(match encoded {
-        Encoded::Chunks(matrix) => {
-            let bits_per_weight = matrix.bits_per_weight();
-            let is_int8 = matrix.format.dtype() == transom::Dtype::I8;
-            let scales = if is_int8 { vec![scale] } else { Vec::new() };
-            let (n_bytes, matrices) = (matrix.chunks.len(), [matrix]);
-            let products = copies(gpu, n_bytes, || {
-                Ok(Product::new(&gpu.device, &gpu.stream, &matrices, &scales, None)?)
-            })?;
-            Subject { layout, bits_per_weight, weights: Weights::Chunks(products) }
-        }
-        Encoded::Record(packed) => {
-            let record = Record::read(&packed, 0, packed.len() as u64)?;
-            let is_int8 = record.header().dtype() == transom::Dtype::I8;
-            let matrices =
-                copies(gpu, packed.len(), || Ok(rans.load(&gpu.stream, &record, &packed)?))?;
-            let bits = matrices[0].resident_bytes() as f64 * 8.0;
-            let bits_per_weight = bits / (matrices[0].rows() * matrices[0].cols()) as f64;
-            let scales = is_int8.then(|| gpu.stream.upload(&scale)).transpose()?;
-            Subject { layout, bits_per_weight, weights: Weights::Rans(rans, matrices, scales) }
-        }
-    })
-}
-
-/// One product: cuBLAS, then every layout.
-fn products(
-    gpu: &Gpu,
-    cublas: &Cublas<'_>,
-    source: &Source,
-    dense: &[DeviceBuffer<u16>],
-    subjects: &[Subject<'_>],
-    batch: usize,
-) -> anyhow::Result<Vec<Line>> {
-    let half = match source.dtype {
-        WeightName::Bf16 => Half::Bf16,
-        WeightName::F16 | WeightName::Int8 => Half::F16,
-    };
-    let x = activations(half, batch * source.cols);
-    let product = cublas.product(Shape { m: batch, n: source.rows, k: source.cols }, half)?;
-    let weights: Vec<&Weights<'_>> = subjects.iter().map(|subject| &subject.weights).collect();
-    let ProductTimes { cublas: (algorithm, baseline), layouts, results } =
-        bench::products(&gpu.stream, &product, dense, &weights, &x)?;
-    let dense_at = subjects.iter().position(|subject| subject.layout == LayoutName::Dense);
-    let twin_us = dense_at.map(|at| layouts[at].median());
-    // The twin has the right to be right; without it the first.
-    let expected = results.get(dense_at.unwrap_or(0));
-    let line = |layout, bits_per_weight: f64, timing: &Timing, twin_us: Option<f64>| {
+    fn line(
+        &self,
+        op: &'static str,
+        batch: usize,
+        layout: &'static str,
+        bits_per_weight: f64,
+        timing: &Timing,
+        [twin_us, cublas_us]: [Option<f64>; 2],
+    ) -> Line {
+        let Source { dtype, rows, cols, .. } = *self.source;
         let us = timing.median();
-        let n_bytes = (source.rows * source.cols) as f64 * bits_per_weight / 8.0;
-        let weight_gbps = n_bytes / 1e3 / us;
+        let weight_gbps = (rows * cols) as f64 * bits_per_weight / 8.0 / 1e3 / us;
         Line {
-            op: "product",
+            op,
             device: "cuda",
-            dtype: source.dtype.name(),
+            dtype: dtype.name(),
             layout,
-            rows: source.rows,
-            cols: source.cols,
+            rows,
+            cols,
             batch,
             bits_per_weight,
             us,
             weight_gbps,
-            frac_read_bandwidth: weight_gbps / gpu.ceilings.read_gbps,
+            frac_read_bandwidth: weight_gbps / self.gpu.ceilings.read_gbps,
             twin_us,
-            cublas_us: Some(baseline.median()),
+            cublas_us,
             speedup_vs_twin: twin_us.map(|twin| twin / us),
-            speedup_vs_cublas: Some(baseline.median() / us),
+            speedup_vs_cublas: cublas_us.map(|cublas| cublas / us),
             us_range: timing.range(),
             identical: true,
             algorithm: None,
         }
-    };
-    let first = Line { algorithm: Some(algorithm.name()), ..line("cublas", 16.0, &baseline, None) };
-    let others = subjects.iter().zip(&layouts).zip(&results).map(|((subject, timing), result)| {
-        let name = Layout::from(subject.layout).name();
-        Line {
-            identical: Some(result) == expected,
-            ..line(name, subject.bits_per_weight, timing, twin_us)
-        }
-    });
-    Ok([first].into_iter().chain(others).collect())
-}
+    }
 
-pub(super) fn activations(half: Half, n: usize) -> Vec<u16> {
-    let round = |value: f32| match half {
-        Half::Bf16 => half::bf16::from_f32(value).to_bits(),
-        Half::F16 => half::f16::from_f32(value).to_bits(),
-    };
-    synthetic::activations(n, SEED).into_iter().map(round).collect()
+    /// Lines of the layouts, whose twin is the dense one.
+    fn layouts<T>(
+        &self,
+        op: &'static str,
+        batch: usize,
+        subjects: &[Subject<T>],
+        timings: &[Timing],
+        cublas_us: f64,
+    ) -> Vec<Line> {
+        let dense = subjects.iter().position(|subject| subject.layout == LayoutName::Dense);
+        let times = [dense.map(|at| timings[at].median()), Some(cublas_us)];
+        let line = |(subject, timing): (&Subject<T>, &Timing)| {
+            let layout = Layout::from(subject.layout).name();
+            self.line(op, batch, layout, subject.bits_per_weight, timing, times)
+        };
+        subjects.iter().zip(timings).map(line).collect()
+    }
+
+    fn products(
+        &self,
+        subjects: &[Subject<bench::Weights<'_>>],
+        batch: usize,
+    ) -> anyhow::Result<Vec<Line>> {
+        let (product, x) = self.product(batch)?;
+        let weights: Vec<_> = subjects.iter().map(|subject| &subject.weights).collect();
+        let stream = &self.gpu.stream;
+        let ProductTimes { cublas: (algorithm, baseline), layouts, results } =
+            bench::products(stream, &product, &self.dense, &weights, &x)?;
+        let mut lines = vec![self.baseline("product", batch, &algorithm, &baseline)];
+        let others = self.layouts("product", batch, subjects, &layouts, baseline.median());
+        // The twin's weights are the original bytes; without it, the first layout decides.
+        let dense = subjects.iter().position(|subject| subject.layout == LayoutName::Dense);
+        let expected = results.get(dense.unwrap_or(0));
+        lines.extend(
+            others
+                .into_iter()
+                .zip(&results)
+                .map(|(line, result)| Line { identical: Some(result) == expected, ..line }),
+        );
+        Ok(lines)
+    }
+
+    fn chain(&self, subjects: &[Subject<bench::Weights<'_>>]) -> anyhow::Result<Vec<Line>> {
+        let (product, x) = self.product(1)?;
+        let weights: Vec<_> = subjects.iter().map(|subject| &subject.weights).collect();
+        let (algorithm, timings) =
+            bench::chain(&self.gpu.stream, &product, &self.dense, &weights, &x)?;
+        let mut lines = vec![self.baseline("chain", 1, &algorithm, &timings[0])];
+        lines.extend(self.layouts("chain", 1, subjects, &timings[1..], timings[0].median()));
+        Ok(lines)
+    }
+
+    fn prefill(
+        &self,
+        subjects: &[Subject<()>],
+        encoded: &[bench::Encoded<'_>],
+        batch: usize,
+    ) -> anyhow::Result<Vec<Line>> {
+        let (product, x) = self.product(batch)?;
+        let ((algorithm, baseline), found) =
+            bench::prefill(self.cublas, &product, &self.dense, encoded, &x)?;
+        let mut lines = vec![self.baseline("prefill", batch, &algorithm, &baseline)];
+        let timings: Vec<Timing> = found.iter().map(|found| found.timing.clone()).collect();
+        let others = self.layouts("prefill", batch, subjects, &timings, baseline.median());
+        lines.extend(others.into_iter().zip(found).map(|(line, found)| {
+            let limit = if found.limited { "limited " } else { "" };
+            let (sms, name) = (found.decoding_sms, found.algorithm.name());
+            Line {
+                identical: found.identical,
+                algorithm: Some(format!("{sms} SMs decode, {limit}{name}")),
+                ..line
+            }
+        }));
+        Ok(lines)
+    }
 }

@@ -5,11 +5,14 @@ use std::path::Path;
 use anyhow::Context as _;
 use rayon::prelude::*;
 use transom::checkpoint::TensorKind;
-use transom::{Checkpoint, Dtype, Isa, ReadAt as _, RecordWriter, TensorStatistics};
-use transom_cuda::bench;
-use transom_cuda::fixed::{FixedMatrix, WeightFormat};
+use transom::{Checkpoint, Dtype, Isa, ReadAt as _, Record, RecordWriter, TensorStatistics};
+use transom_cuda::bench::{self, Encoded, Weights};
+use transom_cuda::fixed::{DeviceMatrix, FixedMatrix, WeightFormat};
+use transom_cuda::product::Product;
+use transom_cuda::rans::{Rans, RansMatrix};
 
-use crate::args::WeightName;
+use super::report::Gpu;
+use crate::args::{LayoutName, WeightName};
 use crate::synthetic;
 
 const SEED: u64 = 42;
@@ -76,14 +79,14 @@ impl Source {
     }
 
     /// In the smallest fixed-rate code.
-    pub(super) fn fixed(&self) -> FixedMatrix {
+    fn fixed(&self) -> FixedMatrix {
         let (format, places) =
             FixedMatrix::choose(self.dtype(), self.part_rows(), self.cols, &self.part);
         self.encode(format, places)
     }
 
     /// Dense, in the order of chunks.
-    pub(super) fn twin(&self) -> FixedMatrix {
+    fn twin(&self) -> FixedMatrix {
         self.encode(
             match self.dtype {
                 WeightName::Bf16 => WeightFormat::DenseBf16,
@@ -99,8 +102,17 @@ impl Source {
         bench::repeat(&part, self.times)
     }
 
+    /// In a layout, on the host.
+    pub(super) fn host(&self, layout: LayoutName) -> anyhow::Result<Host> {
+        Ok(match layout {
+            LayoutName::Dense => Host::Chunks(self.twin()),
+            LayoutName::Fixed => Host::Chunks(self.fixed()),
+            LayoutName::Rans => Host::Record(self.record()?),
+        })
+    }
+
     /// As a record, whose tiles repeat.
-    pub(super) fn record(&self) -> anyhow::Result<Vec<u8>> {
+    fn record(&self) -> anyhow::Result<Vec<u8>> {
         let mut once = TensorStatistics::new(self.dtype());
         once.add(&self.part);
         let mut statistics = TensorStatistics::new(self.dtype());
@@ -122,6 +134,81 @@ impl Source {
         (0..self.times).for_each(|_| packed.extend(&body));
         Ok(packed)
     }
+}
+
+/// A matrix in one layout, on the host.
+pub(super) enum Host {
+    Chunks(FixedMatrix),
+    Record(Vec<u8>),
+}
+
+impl Host {
+    /// For products of few tokens: as many copies as are needed to read them cold,
+    /// and bits a weight.
+    pub(super) fn weights<'a>(
+        &self,
+        gpu: &Gpu,
+        rans: &'a Rans,
+    ) -> anyhow::Result<(Weights<'a>, f64)> {
+        match self {
+            Self::Chunks(matrix) => {
+                let scales: Vec<_> = scale(matrix.format.dtype()).into_iter().collect();
+                let products = copies(gpu, matrix.chunks.len(), || {
+                    let matrices = std::slice::from_ref(matrix);
+                    Ok(Product::new(&gpu.device, &gpu.stream, matrices, &scales, None)?)
+                })?;
+                Ok((Weights::Chunks(products), matrix.bits_per_weight()))
+            }
+            Self::Record(packed) => {
+                let (matrices, dtype, bits_per_weight) = load(gpu, rans, packed)?;
+                let scales = scale(dtype).map(|scale| gpu.stream.upload(&scale)).transpose()?;
+                Ok((Weights::Rans(rans, matrices, scales), bits_per_weight))
+            }
+        }
+    }
+
+    /// The same, to be decoded.
+    pub(super) fn encoded<'a>(
+        &self,
+        gpu: &Gpu,
+        rans: &'a Rans,
+    ) -> anyhow::Result<(Encoded<'a>, f64)> {
+        match self {
+            Self::Chunks(matrix) => {
+                let scales = scale(matrix.format.dtype());
+                let scales = scales.map(|scale| gpu.stream.upload(&scale)).transpose()?;
+                let matrices = copies(gpu, matrix.chunks.len(), || {
+                    Ok(DeviceMatrix::new(&gpu.stream, matrix)?)
+                })?;
+                Ok((Encoded::Fixed(matrices, scales), matrix.bits_per_weight()))
+            }
+            Self::Record(packed) => {
+                let (matrices, _, bits_per_weight) = load(gpu, rans, packed)?;
+                Ok((Encoded::Rans(rans, matrices), bits_per_weight))
+            }
+        }
+    }
+}
+
+fn load(gpu: &Gpu, rans: &Rans, packed: &[u8]) -> anyhow::Result<(Vec<RansMatrix>, Dtype, f64)> {
+    let record = Record::read(packed, 0, packed.len() as u64)?;
+    let matrices = copies(gpu, packed.len(), || Ok(rans.load(&gpu.stream, &record, packed)?))?;
+    let n_elems = matrices[0].rows() * matrices[0].cols();
+    let bits_per_weight = matrices[0].resident_bytes() as f64 * 8.0 / n_elems as f64;
+    Ok((matrices, record.header().dtype(), bits_per_weight))
+}
+
+fn copies<T>(
+    gpu: &Gpu,
+    n_bytes: usize,
+    make: impl Fn() -> anyhow::Result<T>,
+) -> anyhow::Result<Vec<T>> {
+    (0..bench::n_copies(&gpu.device, n_bytes)).map(|_| make()).collect()
+}
+
+/// Of INT8 weights.
+fn scale(dtype: Dtype) -> Option<Vec<f32>> {
+    (dtype == Dtype::I8).then(|| vec![synthetic::INT8_SCALE])
 }
 
 /// As the products do it.
