@@ -99,6 +99,10 @@ __device__ __forceinline__ void product(const ProductParams& p) {
             load_steps<kFormat>(p, tile, lane, steps);
             float* out = sums + ((round % 2 * kTogether + strip) * slots + (group == 0 ? 0 : slice_first - own + (own > 0 ? 1 : 0))) * kTileFloats;
             float acc[kTokens8][4] = {}, total[kTokens8][4];
+#pragma unroll
+            for (int g = 0; g < kTokens8; g++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) total[g][i] = -0.0f;  // -0 + s is s for every s
             const uint4* x_next = x_first;
             uint32_t slice = slice_first;
             uint32_t border = min(across, slice_begin(p.rows, p.cols, slice + 1) / kChunkCols);
@@ -139,7 +143,7 @@ __device__ __forceinline__ void product(const ProductParams& p) {
 #pragma unroll
                         for (int g = 0; g < kTokens8; g++)
 #pragma unroll
-                            for (int i = 0; i < 4; i++) total[g][i] = slice == 0 ? acc[g][i] : total[g][i] + acc[g][i];
+                            for (int i = 0; i < 4; i++) total[g][i] += acc[g][i];
                     }
                     if (group > 0 || c + 1 == end) {
 #pragma unroll

@@ -144,7 +144,11 @@ __device__ __forceinline__ void product_batch(const ProductParams& p) {
         const uint32_t segment = here ? locate(p, tile).segment : 0;
         float steps[2] = {};
         if (here) load_steps<kFormat>(p, tile, lane, steps);
-        float acc[kTokens8][4] = {}, total[kTokens8][4] = {};
+        float acc[kTokens8][4] = {}, total[kTokens8][4];
+#pragma unroll
+        for (int g = 0; g < kTokens8; g++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) total[g][i] = -0.0f;  // -0 + s is s for every s
         uint32_t slice = slice_first;
         uint32_t border = min(across, slice_begin(p.rows, p.cols, slice + 1) / kChunkCols);
         for (uint32_t c = first; c < end; c++) {
@@ -190,7 +194,7 @@ __device__ __forceinline__ void product_batch(const ProductParams& p) {
 #pragma unroll
                     for (int g = 0; g < kTokens8; g++)
 #pragma unroll
-                        for (int i = 0; i < 4; i++) total[g][i] = slice == 0 ? acc[g][i] : total[g][i] + acc[g][i];
+                        for (int i = 0; i < 4; i++) total[g][i] += acc[g][i];
                 }
                 if (here && parts > 1 && (rank > 0 || c + 1 == end)) {
                     float4* out = (float4*)(sums + ((size_t)warp * slots + (rank == 0 ? 0 : slice - own + (own > 0 ? 1 : 0))) * kTileFloats);
