@@ -285,7 +285,9 @@ pub fn products(
 
 /// Times a chain of products of one token in every layout and with cuBLAS, in
 /// turns: microseconds of a product of which each waits for the one before. If
-/// the matrix is square, the result of one is the input of the next.
+/// the matrix is square, the result of one is the input of the next; every 32
+/// products `x` is copied there again, lest numbers grow beyond bounds.
+/// Entropy-coded weights are left out.
 ///
 /// # Errors
 ///
@@ -302,9 +304,16 @@ pub fn chain(
         let y = DeviceBuffer::filled(device, shape.m * shape.n, 0)?;
         Ok([RefCell::new(stream.upload(x)?), RefCell::new(y)])
     };
+    const FRESH: usize = 32;
     let square = shape.n == shape.k;
+    let original = stream.upload(x)?;
     // Input and output of the launch of that number.
-    let turn = move |i: usize| if square && i % 2 == 1 { [1, 0] } else { [0, 1] };
+    let turn = |i: usize, buffers: &[RefCell<DeviceBuffer<u16>>; 2]| -> Result<[usize; 2]> {
+        if square && i.is_multiple_of(FRESH) {
+            stream.copy(&original, &mut buffers[0].borrow_mut())?;
+        }
+        Ok(if square && i % 2 == 1 { [1, 0] } else { [0, 1] })
+    };
     let own = (0..=layouts.len()).map(|_| buffers()).collect::<Result<Vec<_>>>()?;
     let algorithm = {
         let [x, y] = &own[0];
@@ -313,7 +322,7 @@ pub fn chain(
     let mut jobs: Vec<Job<'_>> = Vec::new();
     let mut n_copies = vec![dense.len()];
     jobs.push(Box::new(|_, i| {
-        let [from, to] = turn(i);
+        let [from, to] = turn(i, &own[0])?;
         let (x, mut y) = (own[0][from].borrow(), own[0][to].borrow_mut());
         baseline.multiply(&algorithm, &dense[i % dense.len()], &x, &mut y)
     }));
@@ -322,8 +331,9 @@ pub fn chain(
         let Weights::Chunks(products) = weights else { continue };
         n_copies.push(weights.n_copies());
         let scratch = RefCell::new(products[0].scratch(device, shape.m)?);
+        let turn = &turn;
         jobs.push(Box::new(move |stream, i| {
-            let [from, to] = turn(i);
+            let [from, to] = turn(i, buffers)?;
             let (x, mut y) = (buffers[from].borrow(), buffers[to].borrow_mut());
             let product = &products[i % products.len()];
             product.run(stream, &x, &mut y, shape.m, &mut scratch.borrow_mut())
@@ -437,7 +447,7 @@ pub fn prefill(
     cublas: &Cublas<'_>,
     baseline: &cublas::Product<'_>,
     dense: &[DeviceBuffer<u16>],
-    layouts: &[Encoded<'_>],
+    layouts: &[&Encoded<'_>],
     x: &[u16],
 ) -> Result<((Algorithm, Timing), Vec<PrefillTime>)> {
     let (shape, half) = (baseline.shape(), baseline.half());

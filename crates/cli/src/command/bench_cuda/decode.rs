@@ -5,15 +5,16 @@ use transom_cuda::bench;
 use transom_cuda::rans::Rans;
 
 use super::report::{self, Gpu, Line};
-use super::weights::Source;
+use super::weights::{Source, is_unsupported};
 use crate::args::{BenchDecode, DeviceName, LayoutName, WeightName};
 use crate::{Outcome, threads};
 
 /// Elements, layout, and whether INT8 becomes FP16.
-const CASES: [(WeightName, LayoutName, bool); 6] = [
+const CASES: [(WeightName, LayoutName, bool); 7] = [
     (WeightName::Bf16, LayoutName::Fixed, false),
     (WeightName::Bf16, LayoutName::Rans, false),
     (WeightName::F16, LayoutName::Fixed, false),
+    (WeightName::F16, LayoutName::Rans, false),
     (WeightName::Int8, LayoutName::Fixed, false),
     (WeightName::Int8, LayoutName::Fixed, true),
     (WeightName::Int8, LayoutName::Rans, false),
@@ -35,7 +36,10 @@ pub(crate) fn decode(args: &BenchDecode) -> anyhow::Result<Outcome> {
                 let host = source.host(layout)?;
                 Ok((source, host))
             })?;
-            let (encoded, bits_per_weight) = host.encoded(&gpu, &rans)?;
+            let (encoded, bits_per_weight) = match host.encoded(&gpu, &rans) {
+                Err(error) if is_unsupported(&error, dtype.name()) => continue,
+                encoded => encoded?,
+            };
             let sides = [source.rows, source.cols];
             let (timing, decoded) =
                 bench::decode(&gpu.stream, &encoded, sides, source.dtype(), to_half)?;

@@ -8,9 +8,9 @@ use transom_cuda::product::MAX_TOKENS;
 use transom_cuda::rans::Rans;
 
 use super::report::{self, Gpu, Line};
-use super::weights::{Host, Source};
+use super::weights::{Host, Source, is_unsupported};
 use crate::args::{BenchMatmul, LayoutName, WeightName};
-use crate::{Outcome, output, synthetic, threads};
+use crate::{Outcome, synthetic, threads};
 
 const SEED: u64 = 42;
 
@@ -54,17 +54,17 @@ pub(crate) fn matmul(args: &BenchMatmul) -> anyhow::Result<Outcome> {
                 (0..n_copies).map(|_| gpu.stream.upload(&dense)).collect::<Result<_, _>>()?;
             let bench = Bench { gpu: &gpu, cublas: &cublas, source: &source, dense };
             if args.chain || !few.is_empty() {
-                let possible = |(layout, _): &&(LayoutName, Host)| {
-                    is_possible(dtype, *layout) && !(args.chain && *layout == LayoutName::Rans)
-                };
-                let subjects = hosts
-                    .iter()
-                    .filter(possible)
-                    .map(|(layout, host)| {
-                        let (weights, bits_per_weight) = host.weights(&gpu, &rans)?;
-                        Ok(Subject { layout: *layout, bits_per_weight, weights })
-                    })
-                    .collect::<anyhow::Result<Vec<_>>>()?;
+                let mut subjects = Vec::new();
+                for (layout, host) in &hosts {
+                    // A chain has no step that puts results into the order of its activations.
+                    if args.chain && *layout == LayoutName::Rans {
+                        continue;
+                    }
+                    match host.weights(&gpu, &rans) {
+                        Err(error) if is_unsupported(&error, dtype.name()) => {}
+                        weights => subjects.push(Subject::new(*layout, weights?)),
+                    }
+                }
                 if args.chain {
                     results.extend(bench.chain(&subjects)?);
                 } else {
@@ -74,20 +74,20 @@ pub(crate) fn matmul(args: &BenchMatmul) -> anyhow::Result<Outcome> {
                 }
             }
             if !args.chain && !many.is_empty() {
-                let possible = |(layout, _): &&(LayoutName, Host)| match layout {
-                    LayoutName::Dense => false,
-                    LayoutName::Fixed => true,
-                    // Decoding it gives bytes, which nothing dequantises.
-                    LayoutName::Rans => is_possible(dtype, *layout) && dtype != WeightName::Int8,
-                };
-                let (mut subjects, mut encoded) = (Vec::new(), Vec::new());
-                for (layout, host) in hosts.iter().filter(possible) {
-                    let (weights, bits_per_weight) = host.encoded(&gpu, &rans)?;
-                    subjects.push(Subject { layout: *layout, bits_per_weight, weights: () });
-                    encoded.push(weights);
+                let mut subjects = Vec::new();
+                for (layout, host) in &hosts {
+                    // Nothing is decoded, or to bytes that nothing dequantises.
+                    let is_bytes = *layout == LayoutName::Rans && dtype == WeightName::Int8;
+                    if *layout == LayoutName::Dense || is_bytes {
+                        continue;
+                    }
+                    match host.encoded(&gpu, &rans) {
+                        Err(error) if is_unsupported(&error, dtype.name()) => {}
+                        weights => subjects.push(Subject::new(*layout, weights?)),
+                    }
                 }
                 for &batch in &many {
-                    results.extend(bench.prefill(&subjects, &encoded, batch)?);
+                    results.extend(bench.prefill(&subjects, batch)?);
                 }
             }
         }
@@ -96,12 +96,10 @@ pub(crate) fn matmul(args: &BenchMatmul) -> anyhow::Result<Outcome> {
     report::finish(&gpu, results, args.json.wanted, args.csv.as_deref())
 }
 
-fn is_possible(dtype: WeightName, layout: LayoutName) -> bool {
-    let possible = (dtype, layout) != (WeightName::F16, LayoutName::Rans);
-    if !possible {
-        output::note("transom: FP16 cannot stay entropy-coded on a GPU: left out");
+impl<T> Subject<T> {
+    fn new(layout: LayoutName, (weights, bits_per_weight): (T, f64)) -> Self {
+        Self { layout, bits_per_weight, weights }
     }
-    possible
 }
 
 impl Bench<'_> {
@@ -219,13 +217,13 @@ impl Bench<'_> {
 
     fn prefill(
         &self,
-        subjects: &[Subject<()>],
-        encoded: &[bench::Encoded<'_>],
+        subjects: &[Subject<bench::Encoded<'_>>],
         batch: usize,
     ) -> anyhow::Result<Vec<Line>> {
         let (product, x) = self.product(batch)?;
+        let encoded: Vec<_> = subjects.iter().map(|subject| &subject.weights).collect();
         let ((algorithm, baseline), found) =
-            bench::prefill(self.cublas, &product, &self.dense, encoded, &x)?;
+            bench::prefill(self.cublas, &product, &self.dense, &encoded, &x)?;
         let mut lines = vec![self.baseline("prefill", batch, &algorithm, &baseline)];
         let timings: Vec<Timing> = found.iter().map(|found| found.timing.clone()).collect();
         let others = self.layouts("prefill", batch, subjects, &timings, baseline.median());

@@ -9,11 +9,11 @@ use transom::{Checkpoint, Dtype, Isa, ReadAt as _, Record, RecordWriter, TensorS
 use transom_cuda::bench::{self, Encoded, Weights};
 use transom_cuda::fixed::{DeviceMatrix, FixedMatrix, WeightFormat};
 use transom_cuda::product::Product;
-use transom_cuda::rans::{Rans, RansMatrix};
+use transom_cuda::rans::{Rans, RansError, RansMatrix};
 
 use super::report::Gpu;
 use crate::args::{LayoutName, WeightName};
-use crate::synthetic;
+use crate::{output, synthetic};
 
 const SEED: u64 = 42;
 /// Rows of a tile of records; a matrix is repeated by whole tiles.
@@ -79,14 +79,14 @@ impl Source {
     }
 
     /// In the smallest fixed-rate code.
-    fn fixed(&self) -> FixedMatrix {
+    fn fixed(&self) -> (FixedMatrix, f64) {
         let (format, places) =
             FixedMatrix::choose(self.dtype(), self.part_rows(), self.cols, &self.part);
         self.encode(format, places)
     }
 
     /// Dense, in the order of chunks.
-    fn twin(&self) -> FixedMatrix {
+    fn twin(&self) -> (FixedMatrix, f64) {
         self.encode(
             match self.dtype {
                 WeightName::Bf16 => WeightFormat::DenseBf16,
@@ -97,16 +97,17 @@ impl Source {
         )
     }
 
-    fn encode(&self, format: WeightFormat, places: usize) -> FixedMatrix {
+    /// With bits a weight, as if the overflow were not shared by the repetitions.
+    fn encode(&self, format: WeightFormat, places: usize) -> (FixedMatrix, f64) {
         let part = FixedMatrix::encode(format, places, self.part_rows(), self.cols, &self.part);
-        bench::repeat(&part, self.times)
+        (bench::repeat(&part, self.times), part.bits_per_weight())
     }
 
     /// In a layout, on the host.
     pub(super) fn host(&self, layout: LayoutName) -> anyhow::Result<Host> {
         Ok(match layout {
-            LayoutName::Dense => Host::Chunks(self.twin()),
-            LayoutName::Fixed => Host::Chunks(self.fixed()),
+            LayoutName::Dense => self.twin().into(),
+            LayoutName::Fixed => self.fixed().into(),
             LayoutName::Rans => Host::Record(self.record()?),
         })
     }
@@ -138,8 +139,15 @@ impl Source {
 
 /// A matrix in one layout, on the host.
 pub(super) enum Host {
-    Chunks(FixedMatrix),
+    /// With bits a weight.
+    Chunks(FixedMatrix, f64),
     Record(Vec<u8>),
+}
+
+impl From<(FixedMatrix, f64)> for Host {
+    fn from((matrix, bits_per_weight): (FixedMatrix, f64)) -> Self {
+        Self::Chunks(matrix, bits_per_weight)
+    }
 }
 
 impl Host {
@@ -151,13 +159,13 @@ impl Host {
         rans: &'a Rans,
     ) -> anyhow::Result<(Weights<'a>, f64)> {
         match self {
-            Self::Chunks(matrix) => {
+            Self::Chunks(matrix, bits_per_weight) => {
                 let scales: Vec<_> = scale(matrix.format.dtype()).into_iter().collect();
                 let products = copies(gpu, matrix.chunks.len(), || {
                     let matrices = std::slice::from_ref(matrix);
                     Ok(Product::new(&gpu.device, &gpu.stream, matrices, &scales, None)?)
                 })?;
-                Ok((Weights::Chunks(products), matrix.bits_per_weight()))
+                Ok((Weights::Chunks(products), *bits_per_weight))
             }
             Self::Record(packed) => {
                 let (matrices, dtype, bits_per_weight) = load(gpu, rans, packed)?;
@@ -174,13 +182,13 @@ impl Host {
         rans: &'a Rans,
     ) -> anyhow::Result<(Encoded<'a>, f64)> {
         match self {
-            Self::Chunks(matrix) => {
+            Self::Chunks(matrix, bits_per_weight) => {
                 let scales = scale(matrix.format.dtype());
                 let scales = scales.map(|scale| gpu.stream.upload(&scale)).transpose()?;
                 let matrices = copies(gpu, matrix.chunks.len(), || {
                     Ok(DeviceMatrix::new(&gpu.stream, matrix)?)
                 })?;
-                Ok((Encoded::Fixed(matrices, scales), matrix.bits_per_weight()))
+                Ok((Encoded::Fixed(matrices, scales), *bits_per_weight))
             }
             Self::Record(packed) => {
                 let (matrices, _, bits_per_weight) = load(gpu, rans, packed)?;
@@ -188,6 +196,15 @@ impl Host {
             }
         }
     }
+}
+
+/// Whether a layout cannot have such weights; says so.
+pub(super) fn is_unsupported(error: &anyhow::Error, what: &str) -> bool {
+    let unsupported = matches!(error.downcast_ref::<RansError>(), Some(RansError::Unsupported(_)));
+    if unsupported {
+        output::note(&format!("transom: {what} left out: {error}"));
+    }
+    unsupported
 }
 
 fn load(gpu: &Gpu, rans: &Rans, packed: &[u8]) -> anyhow::Result<(Vec<RansMatrix>, Dtype, f64)> {
@@ -304,12 +321,13 @@ mod tests {
             let encode = |format, places| {
                 FixedMatrix::encode(format, places, source.rows, source.cols, &bytes)
             };
-            let twin = source.twin();
+            let (twin, twin_bits) = source.twin();
             assert_eq!(twin, encode(twin.format, 0));
-            let fixed = source.fixed();
+            let (fixed, fixed_bits) = source.fixed();
+            fixed.check().unwrap();
             // The overflow is shared by the repetitions; the elements are the same.
             assert_eq!((fixed.rows, fixed.cols), (source.rows, source.cols));
-            assert!(fixed.bits_per_weight() < twin.bits_per_weight(), "{dtype:?}");
+            assert!(fixed_bits < twin_bits, "{dtype:?}");
             assert_eq!(source.dense().len(), source.rows * source.cols);
         }
     }
