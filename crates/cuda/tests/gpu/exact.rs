@@ -113,26 +113,30 @@ fn a_unit_vector_gives_the_small_weights_themselves() {
     }
 }
 
-/// The same matrix in every layout: BF16 with all kinds of numbers, INT8 with
-/// scales for all rows or one each.
+/// The same matrix in every layout: BF16 and FP16 with all kinds of numbers, INT8
+/// with scales for all rows or one each.
 fn every_layout(gpu: &Gpu, rows: usize, cols: usize) {
     let mut random = Random::fresh();
     let rans = Rans::new(&gpu.device).unwrap();
     let formats = |dtype| WeightFormat::ALL.into_iter().filter(move |f| f.dtype() == dtype);
-    let twin = [WeightFormat::DenseBf16, WeightFormat::DenseInt8];
-    for (dtype, twin) in [Dtype::Bf16, Dtype::I8].into_iter().zip(twin) {
+    for twin in WeightFormat::ALL.into_iter().filter(|format| format.is_dense()) {
+        let dtype = twin.dtype();
         let n = rows * cols;
         let mut cases: Vec<(&str, Vec<u8>)> =
             [0, 2, 40, 100].map(|spread| ("random", weights(twin, n, spread, &mut random))).into();
         // One distinct symbol; all 256 equally often; nothing but special numbers.
         cases.push(("one symbol", vec![0x3F; n * elem_bytes(twin)]));
-        if dtype == Dtype::Bf16 {
-            let all = (0..n).flat_map(|i| ((i * 0x9E37) as u16).to_le_bytes()).collect();
-            let special = [0x7FC0_u16, 0x7F80, 0xFF80, 0x8000, 0, 1, 0x807F, 0xFFFF, 0x7F81];
-            let special = (0..n).flat_map(|i| special[i * 7 % 9].to_le_bytes()).collect();
-            cases.extend([("all patterns", all), ("special numbers", special)]);
-        } else {
+        if dtype == Dtype::I8 {
             cases.push(("all values", (0..n).map(|i| (i * 77) as u8).collect()));
+        } else {
+            let all = (0..n).flat_map(|i| ((i * 0x9E37) as u16).to_le_bytes()).collect();
+            // NaN, infinities, zeros, denormals.
+            let special = match twin {
+                WeightFormat::DenseBf16 => [0x7FC0_u16, 0x7F80, 0xFF80, 0x8000, 0, 1, 0x807F],
+                _ => [0x7E00, 0x7C00, 0xFC00, 0x8000, 0, 1, 0x83FF],
+            };
+            let special = (0..n).flat_map(|i| special[i * 5 % 7].to_le_bytes()).collect();
+            cases.extend([("all patterns", all), ("special numbers", special)]);
         }
         for (name, bytes) in cases {
             for n_scales in if dtype == Dtype::I8 { vec![1, rows] } else { vec![0] } {
