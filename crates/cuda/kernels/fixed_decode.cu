@@ -48,27 +48,30 @@ __device__ __forceinline__ float int8_value(uint32_t bytes, uint32_t selector) {
 template <uint32_t kElemBytes>
 __device__ __forceinline__ uint32_t tile_address(uint32_t row, uint32_t col) {
     constexpr uint32_t kPiece = 16 / kElemBytes;
-    return row * kChunkCols * kElemBytes + ((col / kPiece) ^ (row & 7)) * 16 + col % kPiece * kElemBytes;
+    return (row * kChunkCols * kElemBytes + (row & 7) * 16 + col % kPiece * kElemBytes) ^ col / kPiece * 16;
 }
 
-/// A chunk of which escapes have the windows of their rows.
+/// Decodes half a chunk; escaped elements have the windows of their rows.
 template <WeightFormat kFormat, bool kDequantise, int kHalf>
 __device__ __forceinline__ void decode_to_tile(const uint8_t* chunk, int lane, float scale0, float scale1, uint8_t* tile) {
-    const uint32_t row = lane / 4, col = lane % 4 * 2;
+    constexpr uint32_t kElemBytes = is_int8(kFormat) && !kDequantise ? 1 : 2;
+    const uint32_t place = tile_address<kElemBytes>(lane / 4, lane % 4 * 2);
+    // This lane's columns of a piece; of its upper row or the one eight below.
+    auto at = [&](uint32_t piece, uint32_t lower) { return tile + (place ^ piece * 16) + lower * 8 * kChunkCols * kElemBytes; };
     if constexpr (is_int8(kFormat)) {
         uint32_t e[8];
         keys_half<kFormat, kHalf>(chunk, lane, e);
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-            const uint32_t at_row = row + j % 2 * 8, at_col = (4 * kHalf + j / 2) * 16 + col;
+        for (uint32_t j = 0; j < 8; j++) {
+            const uint32_t step = 4 * kHalf + j / 2;
             if constexpr (kDequantise) {
                 const float scale = j % 2 ? scale1 : scale0;
-                *(uint32_t*)(tile + tile_address<2>(at_row, at_col)) = to_half(int8_value(e[j], 0x7440), int8_value(e[j], 0x7441), scale);
-                *(uint32_t*)(tile + tile_address<2>(at_row, at_col + 8)) = to_half(int8_value(e[j], 0x7442), int8_value(e[j], 0x7443), scale);
+                *(uint32_t*)at(2 * step, j % 2) = to_half(int8_value(e[j], 0x7440), int8_value(e[j], 0x7441), scale);
+                *(uint32_t*)at(2 * step + 1, j % 2) = to_half(int8_value(e[j], 0x7442), int8_value(e[j], 0x7443), scale);
             } else {
                 const uint32_t bytes = e[j] ^ 0x80808080u;
-                *(uint16_t*)(tile + tile_address<1>(at_row, at_col)) = (uint16_t)bytes;
-                *(uint16_t*)(tile + tile_address<1>(at_row, at_col + 8)) = (uint16_t)(bytes >> 16);
+                *(uint16_t*)at(step, j % 2) = (uint16_t)bytes;
+                *(uint16_t*)(at(step, j % 2) + 8) = (uint16_t)(bytes >> 16);
             }
         }
     } else {
@@ -81,8 +84,7 @@ __device__ __forceinline__ void decode_to_tile(const uint8_t* chunk, int lane, f
             join_half<kFormat, kHalf>(chunk, lane, e, a);
         }
 #pragma unroll
-        for (int i = 0; i < 16; i++)
-            *(uint32_t*)(tile + tile_address<2>(row + i % 2 * 8, (4 * kHalf + i / 4) * 16 + i % 4 / 2 * 8 + col)) = a[i];
+        for (uint32_t i = 0; i < 16; i++) *(uint32_t*)at(2 * (4 * kHalf + i / 4) + i % 4 / 2, i % 2) = a[i];
     }
 }
 
@@ -114,55 +116,81 @@ __device__ __forceinline__ void decode_chunks(const FixedDecodeParams& p) {
     const uint32_t n_strips = p.ids ? p.n_ids : (p.row_end + kChunkRows - 1) / kChunkRows - first_strip;
     const uint32_t n_tasks = n_strips * columns, step = gridDim.x * kDecodeWarps;
     uint32_t next = blockIdx.x * kDecodeWarps + warp;
-    auto strip_of = [&](uint32_t task) { return p.ids ? p.ids[task / columns] / kChunkRows : first_strip + task / columns; };
-    auto is_there = [&](uint32_t task) { return !p.ids || p.ids[task / columns] < p.rows; };
+    // Strip and column of a task; its row of the result is `task / columns`, of a strip that is not there nothing.
+    struct Place {
+        uint32_t index, strip, column;
+        bool there;
+    };
+    auto locate = [&](uint32_t task) {
+        const uint32_t index = task / columns, column = first + (task - index * columns);
+        if (!p.ids) return Place{index, first_strip + index, column, true};
+        const uint32_t id = p.ids[index];
+        return Place{index, id / kChunkRows, column, id < p.rows};
+    };
     auto fetch = [&](uint32_t stage) {
-        if (next < n_tasks && is_there(next)) {
-            const uint8_t* from = p.chunks + ((size_t)strip_of(next) * across + first + next % columns) * p.chunk_bytes;
-            for (uint32_t i = lane * 16; i < p.chunk_bytes; i += 512) copy16(stages + stage * p.chunk_bytes + i, from + i);
+        if (next < n_tasks) {
+            const Place place = locate(next);
+            const uint8_t* from = p.chunks + ((size_t)place.strip * across + place.column) * p.chunk_bytes;
+            uint8_t* to = stages + stage * p.chunk_bytes;
+            for (uint32_t i = lane * 16; place.there && i < p.chunk_bytes; i += 512) copy16(to + i, from + i);
         }
         commit_copies();
         next += step;
     };
     for (uint32_t i = 0; i < kDecodeStages; i++) fetch(i);
+    // The piece of a tile that this lane stores first; the next is kStep rows on.
+    constexpr uint32_t kStep = 32 / kPieces, kRowBytes = kChunkCols * kElemBytes;
+    const uint32_t out_row = lane / kPieces, out_col = lane % kPieces * kPiece, out_place = tile_address<kElemBytes>(out_row, out_col);
     uint32_t stage = 0;
     for (uint32_t task = blockIdx.x * kDecodeWarps + warp; task < n_tasks; task += step) {
         const uint8_t* chunk = stages + stage * p.chunk_bytes;
-        const uint32_t strip = strip_of(task);
+        const Place place = locate(task);
+        const uint32_t row0 = place.strip * kChunkRows, col0 = place.column * kChunkCols;
         float scale0 = 0, scale1 = 0;
-        if (kDequantise && is_there(task)) {
-            scale0 = __ldg(p.scales + (size_t)min(strip * kChunkRows + lane / 4, p.rows - 1) * p.scale_step);
-            scale1 = __ldg(p.scales + (size_t)min(strip * kChunkRows + lane / 4 + 8, p.rows - 1) * p.scale_step);
+        if (kDequantise && place.there) {
+            scale0 = __ldg(p.scales + (size_t)min(row0 + lane / 4, p.rows - 1) * p.scale_step);
+            scale1 = __ldg(p.scales + (size_t)min(row0 + lane / 4 + 8, p.rows - 1) * p.scale_step);
         }
         wait_copies();
         __syncwarp();
-        if (is_there(task)) {
+        if (place.there) {
             decode_to_tile<kFormat, kDequantise, 0>(chunk, lane, scale0, scale1, tile);
             decode_to_tile<kFormat, kDequantise, 1>(chunk, lane, scale0, scale1, tile);
             if constexpr (!is_dense(kFormat)) {
                 __syncwarp();
                 const uint8_t* header = chunk + header_offset(kFormat);
                 const uint2 counts = *(const uint2*)(header + 16);
+#pragma unroll 1
                 for (uint32_t i = lane; i < (counts.x & 0xFFFF); i += 32) {
                     const uint32_t escape = ((const uint16_t*)(header + kHeaderBytes))[i];
-                    patch<kFormat, kDequantise>(p, escape, __ldg(p.symbols + (escape >> 11)), header, strip, tile);
+                    patch<kFormat, kDequantise>(p, escape, __ldg(p.symbols + (escape >> 11)), header, place.strip, tile);
                 }
+#pragma unroll 1
                 for (uint32_t i = lane; i < counts.x >> 16; i += 32) {
                     const uint32_t escape = __ldg(p.overflow + counts.y + i);
-                    patch<kFormat, kDequantise>(p, escape, escape >> 16 & 0xFF, header, strip, tile);
+                    patch<kFormat, kDequantise>(p, escape, escape >> 16 & 0xFF, header, place.strip, tile);
                 }
             }
         }
         __syncwarp();
         fetch(stage);
         stage = stage + 1 == kDecodeStages ? 0 : stage + 1;
-        if (is_there(task)) {
-            const uint32_t row0 = strip * kChunkRows, col0 = (first + task % columns) * kChunkCols;
-            const uint32_t begin = p.ids ? p.ids[task / columns] : max(row0, p.row_begin), end = p.ids ? begin + 1 : min(row0 + kChunkRows, p.row_end);
+        const bool inside = p.vectors && !p.ids && row0 >= p.row_begin && row0 + kChunkRows <= p.row_end && col0 >= p.col_begin && col0 + kChunkCols <= p.col_end;
+        if (inside) {
+            uint8_t* to = (uint8_t*)p.out + ((size_t)(row0 + out_row - p.row_begin) * p.stride + col0 + out_col - p.col_begin) * kElemBytes;
+#pragma unroll
+            for (uint32_t i = 0; i < kChunkRows / kStep; i++) {
+                // The row's last bits, of which those of `out_row` and of the step are apart, swap the pieces.
+                *(uint4*)to = *(const uint4*)(tile + (out_place ^ (i * kStep & 7) * 16) + i * kStep * kRowBytes);
+                to += kStep * p.stride * kElemBytes;
+            }
+        } else if (place.there) {
+            const uint32_t begin = p.ids ? p.ids[place.index] : max(row0, p.row_begin), end = p.ids ? begin + 1 : min(row0 + kChunkRows, p.row_end);
+#pragma unroll 1
             for (uint32_t i = lane; i < (end - begin) * kPieces; i += 32) {
                 const uint32_t row = begin + i / kPieces, col = col0 + i % kPieces * kPiece;
                 const uint4 v = *(const uint4*)(tile + tile_address<kElemBytes>(row - row0, col - col0));
-                uint8_t* to = (uint8_t*)p.out + ((size_t)(p.ids ? task / columns : row - p.row_begin) * p.stride + col - p.col_begin) * kElemBytes;
+                uint8_t* to = (uint8_t*)p.out + ((size_t)(p.ids ? place.index : row - p.row_begin) * p.stride + col - p.col_begin) * kElemBytes;
                 if (p.vectors && col >= p.col_begin && col + kPiece <= p.col_end) {
                     *(uint4*)to = v;
                 } else {

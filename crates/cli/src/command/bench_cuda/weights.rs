@@ -244,10 +244,9 @@ fn repetitions(rows: usize) -> usize {
     tiles / part.unwrap_or(tiles)
 }
 
-/// `rows` x `cols` elements of the matrices of a checkpoint that have its most
-/// common number of columns C: beside each other in row r are the rows
-/// r, r + `rows`, .. of all of them, one below the other. A row of C weights stays
-/// together.
+/// `rows` x `cols` elements of the widest matrices of a checkpoint: beside each
+/// other in row r are the rows r, r + `rows`, .. of all of them, one below the
+/// other.
 fn from_checkpoint(
     path: &Path,
     dtype: WeightName,
@@ -306,6 +305,31 @@ mod tests {
             assert!(part <= MOST_ROWS, "{rows}");
         }
         assert_eq!(repetitions(128_256), 167);
+    }
+
+    #[test]
+    fn matrices_of_a_checkpoint_lie_side_by_side() {
+        let data: Vec<u8> =
+            (0..3 * 4 + 5 * 4 + 2 * 3).flat_map(|i| (i as u16).to_le_bytes()).collect();
+        let header = r#"{"a":{"dtype":"BF16","shape":[3,4],"data_offsets":[0,24]},
+            "b":{"dtype":"BF16","shape":[5,4],"data_offsets":[24,64]},
+            "c":{"dtype":"BF16","shape":[2,3],"data_offsets":[64,76]}}"#;
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend_from_slice(header.as_bytes());
+        file.extend(data);
+        let path = std::env::temp_dir().join(format!("bench-{}.safetensors", std::process::id()));
+        std::fs::write(&path, file).unwrap();
+        let found = from_checkpoint(&path, WeightName::Bf16, 2, 10);
+        let refused = from_checkpoint(&path, WeightName::F16, 2, 10);
+        std::fs::remove_file(&path).unwrap();
+        let found = found.unwrap();
+        let found: Vec<u16> =
+            found.as_chunks::<2>().0.iter().map(|&pair| u16::from_le_bytes(pair)).collect();
+        // Rows 0, 2 and half of 4; rows 1, 3 and half of 5. The widest matrices count.
+        let expected: [u16; 20] =
+            [0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21];
+        assert_eq!(found, expected);
+        assert!(refused.is_err());
     }
 
     #[test]
