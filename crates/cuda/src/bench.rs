@@ -467,11 +467,14 @@ pub fn prefill(
         let estimate = encoded.copy(0).decoding_sms(shape.m, n_sms);
         let tried = [estimate / 2, estimate, 2 * estimate];
         for decoding_sms in tried.map(|sms| sms.clamp(1, n_sms / 2)) {
-            let limited = cublas.product_on(n_sms - decoding_sms, shape, half)?;
-            let (algorithm, _) = limited.time(dense, &x, &mut y.borrow_mut(), effort)?;
-            ways.push(Way { layout, decoding_sms, limited: Some(limited), algorithm });
             let algorithm = fastest.clone();
             ways.push(Way { layout, decoding_sms, limited: None, algorithm });
+            // A library that knows no algorithm for fewer SMs is no error.
+            let Ok(limited) = cublas.product_on(n_sms - decoding_sms, shape, half) else {
+                continue;
+            };
+            let (algorithm, _) = limited.time(dense, &x, &mut y.borrow_mut(), effort)?;
+            ways.push(Way { layout, decoding_sms, limited: Some(limited), algorithm });
         }
     }
     let prefill = RefCell::new(Prefill::new(stream, shape.n * shape.k)?);
