@@ -14,9 +14,9 @@ struct DecodeArgs {
 
 #ifdef __CUDACC__
 
-constexpr int kDecodeBuffer = 2048;
+constexpr int kDecodeRows = 32;
 constexpr int kDecodeStage = 16 * 128;  // 16 rows x 64 columns of BF16
-constexpr int kDecodeWarpBytes = 2 * kDecodeBuffer + kDecodeStage;
+constexpr int kDecodeWarpBytes = 2 * kDecodeRows * kRowBytes + kDecodeStage;
 
 /// Every n-th unit.
 struct EveryUnit {
@@ -28,19 +28,19 @@ struct EveryUnit {
     }
 };
 
-template <bool kGeneral, int kWarps>
+template <class AnyTable, int kWarps>
 __device__ __forceinline__ void decode_body(const DecodeArgs& args) {
     extern __shared__ __align__(128) uint8_t shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const Matrix& w = args.matrix;
-    uint8_t* table = shared + kWarps * kDecodeWarpBytes;
-    copy_table(w, table, threadIdx.x, 32 * kWarps);
-    const Params params = make_params(w, shared_address(table), 0);
-    const uint32_t buffer = shared_address(shared) + warp * kDecodeWarpBytes, stage = buffer + 2 * kDecodeBuffer;
+    uint8_t* at_table = shared + kWarps * kDecodeWarpBytes;
+    AnyTable::copy(w, at_table, threadIdx.x, 32 * kWarps);
+    const AnyTable table(w, shared_address(at_table), 0, lane);
+    const uint32_t buffer = shared_address(shared) + warp * kDecodeWarpBytes, stage = buffer + 2 * kDecodeRows * kRowBytes;
     const uint32_t units = units_across(w.cols), n_units = w.rows / 16 * units;
     // Consecutive units to different blocks, so that all have the same to do.
     const EveryUnit next = {warp * gridDim.x + blockIdx.x, gridDim.x * kWarps, n_units};
-    Feeder<kDecodeBuffer, 2, EveryUnit> feeder(w, next, buffer, lane);
+    Feeder<kDecodeRows, 2, EveryUnit> feeder(w, next, buffer, lane);
     __syncthreads();
     // Row and 16-byte part of the stage that this lane stores a quarter of a
     // block to, and that it reads; parts are swapped about to spare the banks.
@@ -50,38 +50,49 @@ __device__ __forceinline__ void decode_body(const DecodeArgs& args) {
         const bool ends_tile = (strip % 8 == 7 || strip == w.rows / 16 - 1) && (col % kTileCols + 16 * blocks == kTileCols || col + 16 * blocks == w.cols);
         const uint4* raw = w.raw + (size_t)unit.index * 8 * 32 + lane;
         uint16_t* out = args.out + (size_t)(strip * 16 + out_row) * args.stride + col + out_part * 8;
-        auto decode = [&](auto in_shared) {
-#pragma unroll 1
-            for (uint32_t b = 0; b < blocks; b += 2) {
-                const uint4 bits = load_once(raw);
-                raw += 32;
-#pragma unroll
-                for (uint32_t j = 0; j < 2; j++) {
-                    if (j == 1 && b + 1 >= blocks) break;
-                    uint32_t entries[8], a[4];
-                    block<kGeneral, decltype(in_shared)::value>(params, w.words, unit, b + j, lane, ends_tile && b + j + 1 == blocks, entries);
-                    join_block(entries, j ? bits.z : bits.x, j ? bits.w : bits.y, w.align, a);
-                    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(
-                                     stage + in_row * 128 + ((2 * (b % 4 + j) + in_part) ^ (in_row & 7)) * 16),
-                                 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
-                                 : "memory");
-                }
-                if (b % 4 == 0 && b + 2 < blocks) continue;
-                __syncwarp();
-                const uint32_t at = b / 4 * 64;
-                const bool inside = at + out_part * 8 < blocks * 16;
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const uint32_t row = out_row + 4 * i;
-                    uint4 v;
-                    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(stage + row * 128 + (out_part ^ (row & 7)) * 16) : "memory");
-                    if (inside) __stcs((uint4*)(out + (size_t)(4 * i) * args.stride + at), v);
-                }
-                __syncwarp();
-            }
+        auto put = [&](uint32_t b, const uint32_t (&entries)[8], uint32_t raw0, uint32_t raw1) {
+            uint32_t a[4];
+            join_block(entries, raw0, raw1, table.align, a);
+            asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(
+                             stage + in_row * 128 + ((2 * (b % 4) + in_part) ^ (in_row & 7)) * 16),
+                         "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
+                         : "memory");
         };
-        if (unit.in_shared) decode(Yes());
-        else decode(No());
+        auto flush = [&](uint32_t at) {
+            __syncwarp();
+            const bool inside = at + out_part * 8 < blocks * 16;
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const uint32_t row = out_row + 4 * i;
+                uint4 v;
+                asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(stage + row * 128 + (out_part ^ (row & 7)) * 16) : "memory");
+                if (inside) __stcs((uint4*)(out + (size_t)(4 * i) * args.stride + at), v);
+            }
+            __syncwarp();
+        };
+        uint32_t b = 0;
+        if (unit.in_shared) {
+            const uint32_t fast = (blocks - ends_tile) & ~3u;
+#pragma unroll 1
+            for (; b < fast; b += 2) {
+                const uint4 bits = load_once(raw + b * 16);
+                uint32_t entries[8];
+                block(table, unit.lane, entries);
+                put(b, entries, bits.x, bits.y);
+                block(table, unit.lane, entries);
+                put(b + 1, entries, bits.z, bits.w);
+                if (b % 4 == 2) flush((b - 2) * 16);
+            }
+            unit.leave_shared();
+        }
+#pragma unroll 1
+        for (; b < blocks; b++) {
+            const uint2 bits = ((const uint2*)(raw + b / 2 * 32))[b % 2];
+            uint32_t entries[8];
+            slow_block(table, w.words, unit, b, lane, ends_tile && b + 1 == blocks, entries);
+            put(b, entries, bits.x, bits.y);
+            if (b % 4 == 3 || b + 1 == blocks) flush(b / 4 * 64);
+        }
     }
     wait_copies<0>();
 }

@@ -25,12 +25,13 @@ struct GatherArgs {
 #ifdef __CUDACC__
 
 constexpr int kRowsWarps = 8;
-constexpr int kRowsWarpBytes = 2 * kDecodeBuffer;
+constexpr int kRowsWarpBytes = 2 * kDecodeRows * kRowBytes;
 
-template <bool kGeneral>
-__device__ __forceinline__ void any_block(const Params& t, const Matrix& w, Unit& unit, uint32_t at, int lane, bool is_tail, uint32_t (&entries)[8]) {
-    if (unit.in_shared) block<kGeneral, true>(t, w.words, unit, at, lane, is_tail, entries);
-    else block<kGeneral, false>(t, w.words, unit, at, lane, is_tail, entries);
+template <class AnyTable>
+__device__ __forceinline__ void any_block(const AnyTable& t, const Matrix& w, Unit& unit, uint32_t at, int lane, bool is_tail, uint32_t (&entries)[8]) {
+    if (is_tail && unit.in_shared) unit.leave_shared();
+    if (unit.in_shared) block(t, unit.lane, entries);
+    else slow_block(t, w.words, unit, at, lane, is_tail, entries);
 }
 
 /// Where a unit lies.
@@ -44,27 +45,27 @@ struct Place {
     }
 };
 
-template <bool kGeneral>
+template <class AnyTable>
 __device__ __forceinline__ void bytes_body(const BytesArgs& args) {
     extern __shared__ __align__(128) uint8_t shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const Matrix& w = args.matrix;
-    uint8_t* table = shared + kRowsWarps * kRowsWarpBytes;
-    copy_table(w, table, threadIdx.x, 32 * kRowsWarps);
-    const Params params = make_params(w, shared_address(table), args.flip);
+    uint8_t* at_table = shared + kRowsWarps * kRowsWarpBytes;
+    AnyTable::copy(w, at_table, threadIdx.x, 32 * kRowsWarps);
+    const AnyTable table(w, shared_address(at_table), args.flip, lane);
     const EveryUnit next = {warp * gridDim.x + blockIdx.x, gridDim.x * kRowsWarps, w.rows / 16 * units_across(w.cols)};
-    Feeder<kDecodeBuffer, 2, EveryUnit> feeder(w, next, shared_address(shared) + warp * kRowsWarpBytes, lane);
+    Feeder<kDecodeRows, 2, EveryUnit> feeder(w, next, shared_address(shared) + warp * kRowsWarpBytes, lane);
     __syncthreads();
     for (Unit unit = take(feeder); unit.index != ~0u; unit = take(feeder)) {
         const Place place(w, unit.index);
 #pragma unroll 1
         for (uint32_t b = 0; b < place.blocks; b++) {
             uint32_t e[8];
-            any_block<kGeneral>(params, w, unit, b, lane, place.ends_tile && b + 1 == place.blocks, e);
+            any_block(table, w, unit, b, lane, place.ends_tile && b + 1 == place.blocks, e);
             uint8_t* to = args.out + (size_t)(place.strip * 16 + lane / 4) * w.cols + place.col + 16 * b + lane % 4 * 2;
 #pragma unroll
             for (int j = 0; j < 8; j += 2) {
-                const uint32_t low = (e[j] >> params.p & 0xFF) ^ args.flip, high = (e[j + 1] >> params.p & 0xFF) ^ args.flip;
+                const uint32_t low = (e[j] >> table.p & 0xFF) ^ args.flip, high = (e[j + 1] >> table.p & 0xFF) ^ args.flip;
                 *(uint16_t*)(to + (size_t)((j >> 1 & 1) * 8) * w.cols + (j >> 2) * 8) = (uint16_t)(low | high << 8);
             }
         }
@@ -88,18 +89,18 @@ struct RowUnits {
     }
 };
 
-template <bool kGeneral>
+template <class AnyTable>
 __device__ __forceinline__ void gather_body(const GatherArgs& args) {
     extern __shared__ __align__(128) uint8_t shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const Matrix& w = args.matrix;
-    uint8_t* table = shared + kRowsWarps * kRowsWarpBytes;
-    copy_table(w, table, threadIdx.x, 32 * kRowsWarps);
-    const Params params = make_params(w, shared_address(table), 0);
+    uint8_t* at_table = shared + kRowsWarps * kRowsWarpBytes;
+    AnyTable::copy(w, at_table, threadIdx.x, 32 * kRowsWarps);
+    const AnyTable table(w, shared_address(at_table), 0, lane);
     const uint32_t units = units_across(w.cols), n = args.n_ids * units, step = gridDim.x * kRowsWarps;
     const RowUnits next = {args.ids, warp * gridDim.x + blockIdx.x, step, n, units, w.rows};
     RowUnits tasks = next;
-    Feeder<kDecodeBuffer, 2, RowUnits> feeder(w, next, shared_address(shared) + warp * kRowsWarpBytes, lane);
+    Feeder<kDecodeRows, 2, RowUnits> feeder(w, next, shared_address(shared) + warp * kRowsWarpBytes, lane);
     __syncthreads();
     for (Unit unit = take(feeder); unit.index != ~0u; unit = take(feeder)) {
         tasks();  // the same unit; its task is the one before tasks.task
@@ -109,9 +110,9 @@ __device__ __forceinline__ void gather_body(const GatherArgs& args) {
 #pragma unroll 1
         for (uint32_t b = 0; b < place.blocks; b++) {
             uint32_t e[8], a[4];
-            any_block<kGeneral>(params, w, unit, b, lane, place.ends_tile && b + 1 == place.blocks, e);
+            any_block(table, w, unit, b, lane, place.ends_tile && b + 1 == place.blocks, e);
             const uint2 bits = ((const uint2*)(raw + b / 2 * 32))[b % 2];
-            join_block(e, bits.x, bits.y, w.align, a);
+            join_block(e, bits.x, bits.y, table.align, a);
             if (lane / 4 == (int)(row % 8)) {
                 uint32_t* to = (uint32_t*)(args.out + (size_t)index * w.cols + place.col + 16 * b) + lane % 4;
                 to[0] = row < 8 ? a[0] : a[1];

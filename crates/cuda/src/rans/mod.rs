@@ -3,7 +3,7 @@
 //!
 //! In device memory a matrix has the words and the raw bits of its record in the
 //! order in which the lanes of a warp need them, and entry points every 16 rows x
-//! 256 columns; nothing is coded anew. `docs/kernels.md` describes the layout.
+//! 256 columns; nothing is coded anew. `docs/kernels-rans.md` describes the layout.
 
 mod params;
 
@@ -17,7 +17,7 @@ use crate::module::{Function, Launch};
 use crate::stream::Stream;
 use params::{
     BytesArgs, DECODE_WARP_BYTES, DecodeArgs, GatherArgs, LOAD_BYTES, LoadArgs, Matrix,
-    ProductArgs, ROWS_WARP_BYTES, UNIT_COLS, table_bytes,
+    ProductArgs, RAW_UNIT, ROW_BYTES, ROWS_WARP_BYTES, UNIT_COLS, product_words_bytes,
 };
 
 /// Why a record cannot be loaded or used as entropy-coded weights.
@@ -110,7 +110,6 @@ pub struct RansMatrix {
     table: DeviceBuffer<u32>,
     words: DeviceBuffer<u16>,
     states: DeviceBuffer<u32>,
-    counts: DeviceBuffer<u8>,
     positions: DeviceBuffer<u32>,
     raw: DeviceBuffer<u32>,
     dtype: Dtype,
@@ -145,7 +144,6 @@ impl RansMatrix {
         self.table.n_bytes()
             + self.words.n_bytes()
             + self.states.n_bytes()
-            + self.counts.n_bytes()
             + self.positions.n_bytes()
             + self.raw.n_bytes()
     }
@@ -155,15 +153,14 @@ impl RansMatrix {
             table: self.table.address(),
             words: self.words.address(),
             states: self.states.address(),
-            counts: self.counts.address(),
             positions: self.positions.address(),
             raw: if self.raw.is_empty() { 0 } else { self.raw.address() },
             rows: self.rows,
             cols: self.cols,
             prob_bits: self.prob_bits,
-            general: self.general.into(),
-            entry_bytes: 4,
-            align: 1 << (15 - self.prob_bits),
+            table_bytes: self.table_bytes(),
+            one: 1,
+            unused: 0,
         }
     }
 
@@ -172,7 +169,7 @@ impl RansMatrix {
     }
 
     const fn table_bytes(&self) -> u32 {
-        table_bytes(self.prob_bits, self.general)
+        self.table.n_bytes() as u32
     }
 
     /// What the symbols of the table are flipped by.
@@ -259,8 +256,8 @@ impl Rans {
     /// # Cost
     ///
     /// Copies the record once in the memory of the host, and has it in device
-    /// memory twice while it loads. The kernel takes 0.66 ms for 117 million BF16
-    /// weights on an H200, less than their copy to the GPU. Waits for the stream.
+    /// memory twice while it loads. A kernel goes through it twice: to measure the
+    /// words of each unit, and to lay them. Waits for the stream.
     pub fn load(
         &self,
         stream: &Stream,
@@ -288,34 +285,20 @@ impl Rans {
         let (table, general) = make_table(freqs.prob_bits(), &ranked, flip(dtype));
 
         let (mut tiles, mut buffer) = (Vec::new(), Vec::new());
-        let (mut starts, mut word_starts, mut n_words) = (vec![0_u64], Vec::new(), 0_usize);
+        let mut starts = vec![0_u64];
         for index in 0..tiling.n_tiles() {
             record.read_tile(source, index, &mut buffer)?;
             tiles.extend_from_slice(&buffer);
             starts.push(tiles.len() as u64);
-            let tile = tiling.tile(index);
-            let units = tile.rows / 16 * tile.cols.div_ceil(UNIT_COLS as usize);
-            word_starts.push(n_words as u32);
-            n_words += if header.is_coded(index) {
-                let n_stream = buffer.len() - header.n_raw_planes() * tile.n_elems();
-                // Each unit begins at a multiple of 8 words.
-                (n_stream / 2 + 8 * units).next_multiple_of(8)
-            } else {
-                units * 16 * 128
-            };
-        }
-        if n_words >= 1 << 31 {
-            return Err(RansError::Unsupported("a record of more than 2^31 words"));
         }
 
         let has_raw = dtype.elem_bytes() == 2;
         let n_units = rows / 16 * cols.div_ceil(UNIT_COLS as usize);
-        let matrix = RansMatrix {
+        let mut matrix = RansMatrix {
             table: stream.upload(&table)?,
-            words: DeviceBuffer::new(&self.device, n_words + 512)?,
+            words: DeviceBuffer::new(&self.device, 0)?,
             states: DeviceBuffer::new(&self.device, n_units * 32)?,
-            counts: DeviceBuffer::new(&self.device, n_units * 32)?,
-            positions: DeviceBuffer::new(&self.device, n_units)?,
+            positions: DeviceBuffer::new(&self.device, n_units + 1)?,
             raw: DeviceBuffer::new(&self.device, if has_raw { n_units * 1024 } else { 0 })?,
             dtype,
             rows: rows as u32,
@@ -324,40 +307,49 @@ impl Rans {
             general,
         };
         let (tiles, starts) = (stream.upload(&tiles)?, stream.upload(&starts)?);
-        let word_starts = stream.upload(&word_starts)?;
         let first_bad = DeviceBuffer::<u64>::filled(&self.device, 1, 0xFF)?;
-        let m = matrix.params();
         let n_tiles = tiling.n_tiles() as u32;
-        let args = LoadArgs {
-            tiles: tiles.address(),
-            tile_starts: starts.address(),
-            word_starts: word_starts.address(),
-            table: m.table,
-            words: m.words,
-            states: m.states,
-            counts: m.counts,
-            positions: m.positions,
-            raw: m.raw,
-            first_bad: first_bad.address(),
-            rows: m.rows,
-            cols: m.cols,
-            prob_bits: m.prob_bits,
-            general: m.general,
-            entry_bytes: m.entry_bytes,
-            n_tiles,
-        };
         let launch = Launch::new(n_tiles.div_ceil(8).min(2 * self.device.info().n_sms), 256)
             .shared(8 * LOAD_BYTES + matrix.table_bytes());
-        // SAFETY: the buffers have the sizes that the kernel computes from the same
-        // header, and live until the stream has been waited for below.
-        unsafe { self.load.of(general).launch(stream, launch, &args)? };
-        match stream.download(&first_bad)?[0] {
-            u64::MAX => Ok(matrix),
-            found => Err(RansError::BadTile {
-                tile: (found >> 8) as usize,
-                what: tile_error(found & 0xFF),
-            }),
+        let run = |matrix: &RansMatrix| {
+            let m = matrix.params();
+            let args = LoadArgs {
+                tiles: tiles.address(),
+                tile_starts: starts.address(),
+                table: m.table,
+                words: if matrix.words.is_empty() { 0 } else { m.words },
+                states: m.states,
+                positions: m.positions,
+                raw: m.raw,
+                first_bad: first_bad.address(),
+                rows: m.rows,
+                cols: m.cols,
+                prob_bits: m.prob_bits,
+                table_bytes: m.table_bytes,
+                one: m.one,
+                n_tiles,
+            };
+            // SAFETY: the buffers have the sizes that the kernel computes from the same
+            // header and, the second time, from what it has measured; they live until
+            // the stream has been waited for below.
+            unsafe { self.load.of(general).launch(stream, launch, &args) }
+        };
+        run(&matrix)?;
+        let found = stream.download(&first_bad)?[0];
+        if found != u64::MAX {
+            let (tile, what) = ((found >> 8) as usize, tile_error(found & 0xFF));
+            return Err(RansError::BadTile { tile, what });
         }
+        let mut positions = stream.download(&matrix.positions)?;
+        let Some(n_rows) = place(&mut positions) else {
+            return Err(RansError::Unsupported("a record of more than 2^31 rows of words"));
+        };
+        matrix.positions = stream.upload(&positions)?;
+        // Not empty, for words that are read ahead.
+        matrix.words = DeviceBuffer::new(&self.device, (n_rows + 1) * (ROW_BYTES as usize / 2))?;
+        run(&matrix)?;
+        stream.synchronize()?;
+        Ok(matrix)
     }
 
     /// Decodes a BF16 matrix, row-major, into `out` of rows x cols elements.
@@ -503,8 +495,7 @@ impl Rans {
                 .expect("there is one for 64 tokens");
             (&product.function, product.tokens, product.blocks_per_sm)
         };
-        let words_bytes = if int8 { 3584 } else { 2 * 2048 };
-        let shared = 2 * 16 * most * 64 + 16 * words_bytes + matrix.table_bytes();
+        let shared = 2 * 16 * most * 64 + 16 * product_words_bytes(int8) + matrix.table_bytes();
         let per_block = 16 / slices;
         let n_blocks =
             (blocks_per_sm * self.device.info().n_sms).min((matrix.rows / 16).div_ceil(per_block));
@@ -513,6 +504,20 @@ impl Rans {
         unsafe { function.launch(stream, launch, &args)? };
         Ok(())
     }
+}
+
+/// Rows of words of each unit -> number of the first, for every unit and the end.
+/// Returns how many there are.
+fn place(positions: &mut [u32]) -> Option<usize> {
+    let (last, units) = positions.split_last_mut()?;
+    let mut next = 0_u32;
+    for position in units {
+        let (n_rows, flag) = (*position & !RAW_UNIT, *position & RAW_UNIT);
+        *position = next | flag;
+        next = next.checked_add(n_rows).filter(|&next| next < RAW_UNIT)?;
+    }
+    *last = next;
+    Some(next as usize)
 }
 
 fn need(condition: bool, what: &'static str) -> Result<()> {
@@ -547,11 +552,18 @@ mod tests {
         ] {
             let (table, general) = make_table(prob_bits, &ranked, 0x80);
             assert!(general, "{prob_bits}");
-            assert_eq!(table.len() * 4, table_bytes(prob_bits, true) as usize);
+            assert_eq!(table.len() * 4, 1024 + (1 << prob_bits));
             // Symbols are not flipped here; the kernel does it.
             assert_eq!(table[usize::from(ranked[0].0)], ranked[0].1);
             let bytes: Vec<u8> = table[256..].iter().flat_map(|w| w.to_le_bytes()).collect();
             assert_eq!(bytes[0], ranked[0].0);
         }
+    }
+    #[test]
+    fn units_lie_one_after_another() {
+        let mut positions = [3, 64 | RAW_UNIT, 0, 5, 77];
+        assert_eq!(place(&mut positions), Some(72));
+        assert_eq!(positions, [0, 3 | RAW_UNIT, 67, 67, 72]);
+        assert_eq!(place(&mut [RAW_UNIT - 1, 1, 0]), None);
     }
 }
