@@ -49,13 +49,14 @@ struct Matrix {
     uint32_t prob_bits;
     uint32_t table_bytes;
     uint32_t one;               // 1: known to the kernel only when it runs, so that it multiplies instead of shifting
-    uint32_t unused;
+    uint32_t f16;               // 1: elements are FP16, else 0
 };
 
-/// Raw bits of four elements A B C D of a lane in one word: of the pair A B as
-/// they stand in a register of two BF16, mantissas in bits 0-6 and 16-22, signs in
-/// 15 and 31; of C D the same, rotated left by eight.
-__host__ __device__ inline uint32_t spread_raw(const uint8_t* raw) {
+/// Raw bits of four elements A B C D of a lane in one word: of the pair A B as they
+/// stand in a register of two elements, of C D the same, rotated left by eight.
+/// BF16: mantissas in bits 0-6 and 16-22, signs in 15 and 31; FP16: bits 0-7, 16-23.
+__host__ __device__ inline uint32_t spread_raw(const uint8_t* raw, bool f16) {
+    if (f16) return raw[0] | raw[2] << 8 | raw[1] << 16 | (uint32_t)raw[3] << 24;
     auto pair = [](uint32_t low, uint32_t high) { return low >> 1 | (low & 1) << 15 | (high >> 1) << 16 | high << 31; };
     uint32_t ab = pair(raw[0], raw[1]), cd = pair(raw[2], raw[3]);
     return ab | cd << 8 | cd >> 24;
@@ -98,11 +99,19 @@ struct Table {
     uint32_t mask;     // 2^p - 1
     uint32_t one;      // 1
     uint32_t refill;   // 2^16
-    uint32_t align;    // 2^(15 - p)
+    uint32_t align;    // what brings the symbols of two elements to their places, 2^(15 - p) for BF16
+    uint32_t coded;    // bits of two elements that symbols are
     uint32_t flip;     // what the symbols are flipped by
 
     __device__ __forceinline__ Table(const Matrix& w, uint32_t address_, uint32_t flip_)
-        : address(address_), p(w.prob_bits), mask((1u << w.prob_bits) - 1), one(w.one), refill(w.one << 16), align(w.one << (15 - w.prob_bits)), flip(flip_) {}
+        : address(address_),
+          p(w.prob_bits),
+          mask((1u << w.prob_bits) - 1),
+          one(w.one),
+          refill(w.one << 16),
+          align(w.one << (15 + w.f16 - w.prob_bits)),
+          coded(w.f16 ? 0xFF00FF00 : 0x7F807F80),
+          flip(flip_) {}
 
     __host__ __device__ static uint32_t shared_bytes(const Matrix& w) { return w.table_bytes; }
     /// To shared memory; a barrier must follow.
@@ -301,21 +310,20 @@ __device__ __forceinline__ void slow_block(const AnyTable& t, const uint4* words
     for (int i = 0; i < 8; i++) entries[i] = ((i < 4 ? v.x : v.y) >> (8 * (i & 3)) & 0xFF) << t.p;
 }
 
-/// Two elements of BF16 from the words of two symbols and raw bits in place.
-/// `align` is 2^(15 - p).
-__device__ __forceinline__ uint32_t join_bf16(uint32_t low, uint32_t high, uint32_t raw, uint32_t align) {
-    const uint32_t exponents = __byte_perm(low, high, 0x6521) * align;
+/// Two elements of two bytes from the words of two symbols and raw bits in place.
+__device__ __forceinline__ uint32_t join(const Table& t, uint32_t low, uint32_t high, uint32_t raw) {
+    const uint32_t symbols = __byte_perm(low, high, 0x6521) * t.align;
     uint32_t out;
-    asm("lop3.b32 %0, %1, %2, 0x7F807F80, 0xD8;" : "=r"(out) : "r"(raw), "r"(exponents));
+    asm("lop3.b32 %0, %1, %2, %3, 0xD8;" : "=r"(out) : "r"(raw), "r"(symbols), "r"(t.coded));
     return out;
 }
 
-/// The A fragment of a block of BF16 from its symbols and two words of raw bits.
-__device__ __forceinline__ void join_block(const uint32_t (&e)[8], uint32_t raw0, uint32_t raw1, uint32_t align, uint32_t (&a)[4]) {
-    a[0] = join_bf16(e[0], e[1], raw0, align);
-    a[1] = join_bf16(e[2], e[3], __funnelshift_r(raw0, raw0, 8), align);
-    a[2] = join_bf16(e[4], e[5], raw1, align);
-    a[3] = join_bf16(e[6], e[7], __funnelshift_r(raw1, raw1, 8), align);
+/// The A fragment of a block from its symbols and two words of raw bits.
+__device__ __forceinline__ void join_block(const Table& t, const uint32_t (&e)[8], uint32_t raw0, uint32_t raw1, uint32_t (&a)[4]) {
+    a[0] = join(t, e[0], e[1], raw0);
+    a[1] = join(t, e[2], e[3], __funnelshift_r(raw0, raw0, 8));
+    a[2] = join(t, e[4], e[5], raw1);
+    a[3] = join(t, e[6], e[7], __funnelshift_r(raw1, raw1, 8));
 }
 
 #endif  // __CUDACC__

@@ -21,6 +21,7 @@ struct LoadArgs {
     uint4* raw;                    // null if elements have one byte
     unsigned long long* first_bad; // minimum of tile << 8 | TileError
     uint32_t rows, cols, prob_bits, table_bytes, one, n_tiles;
+    uint32_t f16, unused;
 };
 
 #ifdef __CUDACC__
@@ -54,7 +55,7 @@ __device__ inline uint32_t load_tile(const LoadArgs& args, const AnyTable& table
 #pragma unroll
             for (int j = 0; j < 8; j++) bytes[j] = raw[i * 256 + 32 * j];
             uint2* to = (uint2*)(args.raw + ((size_t)(row / 16 + i / blocks) * units * 8 + c / 32) * 32 + lane) + (c / 16) % 2;
-            *to = make_uint2(spread_raw(bytes), spread_raw(bytes + 4));
+            *to = make_uint2(spread_raw(bytes, args.f16), spread_raw(bytes + 4, args.f16));
         }
     }
     uint32_t x = 0, n_states = 0, n_words = 0;

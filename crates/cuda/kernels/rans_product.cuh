@@ -8,7 +8,10 @@
 namespace transom {
 namespace rans {
 
-enum Weights : int { kBf16 = 0, kInt8 = 1, kTwinBf16 = 2, kTwinF16 = 3 };
+enum Weights : int { kBf16 = 0, kInt8 = 1, kTwinBf16 = 2, kTwinF16 = 3, kF16 = 4 };
+
+/// Whether activations and results are FP16.
+__host__ __device__ constexpr bool uses_f16(Weights weights) { return weights != kBf16 && weights != kTwinBf16; }
 
 struct ProductArgs {
     Matrix matrix;
@@ -71,7 +74,7 @@ struct SliceUnits {
 
 /// Rows of words that a warp has room for.
 template <Weights kWeights>
-constexpr int kProductRows = kWeights == kInt8 ? 52 : 26;
+constexpr int kProductRows = kWeights == kInt8 ? 60 : 32;
 
 __host__ __device__ constexpr bool is_twin(Weights weights) { return weights == kTwinBf16 || weights == kTwinF16; }
 
@@ -86,7 +89,7 @@ __host__ __device__ inline int product_shared(const Matrix& w) {
 /// kBuffers: see Feeder.
 template <Weights kWeights, class AnyTable, int kWarps, int kBuffers, int kTokens>
 __device__ __forceinline__ void product_body(const ProductArgs& args) {
-    constexpr bool kTwin = is_twin(kWeights), kF16 = kWeights == kInt8 || kWeights == kTwinF16;
+    constexpr bool kTwin = is_twin(kWeights), kHalf = uses_f16(kWeights);
     constexpr int kGroups = kTokens / 8, kRows = kProductRows<kWeights>, kBuffer = kRows * kRowBytes;
     extern __shared__ __align__(128) uint8_t shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -127,15 +130,15 @@ __device__ __forceinline__ void product_body(const ProductArgs& args) {
                 // Block number `at` from its A fragment.
                 auto multiply = [&](const uint32_t (&a)[4], const uint2 (&v)[kGroups]) {
 #pragma unroll
-                    for (int g = 0; g < kGroups; g++) mma<kF16>(acc[g], a, v[g].x, v[g].y);
+                    for (int g = 0; g < kGroups; g++) mma<kHalf>(acc[g], a, v[g].x, v[g].y);
                 };
                 auto activations = [&](uint32_t at, uint4 (&v)[kGroups]) {
 #pragma unroll
                     for (int g = 0; g < kGroups; g++) v[g] = g * 8 + lane / 4 < args.tokens ? __ldg(b + at * 16 + g * group_stride) : make_uint4(0, 0, 0, 0);
                 };
                 auto weights = [&](const uint32_t (&entries)[8], uint32_t raw0, uint32_t raw1, uint32_t (&a)[4]) {
-                    if (kWeights == kBf16) {
-                        join_block(entries, raw0, raw1, table.align, a);
+                    if (kWeights != kInt8) {
+                        join_block(table, entries, raw0, raw1, a);
                     } else {
 #pragma unroll
                         for (int j = 0; j < 4; j++) a[j] = dequantise.pair(entries[2 * j], entries[2 * j + 1], j & 1 ? scale1 : scale0);
@@ -165,7 +168,7 @@ __device__ __forceinline__ void product_body(const ProductArgs& args) {
 #pragma unroll 1
                     for (; at < fast; at += 2) {
                         uint4 bits = {};
-                        if (kWeights == kBf16) bits = load_once(raw + at * 16);
+                        if (kWeights != kInt8) bits = load_once(raw + at * 16);
                         activations(at, v);
                         block(table, unit.lane, entries);
                         weights(entries, bits.x, bits.y, a);
@@ -183,7 +186,7 @@ __device__ __forceinline__ void product_body(const ProductArgs& args) {
 #pragma unroll 1
                 for (; at < blocks; at++) {
                     uint2 bits = {};
-                    if (kWeights == kBf16) bits = ((const uint2*)(raw + at / 2 * 32))[at % 2];
+                    if (kWeights != kInt8) bits = ((const uint2*)(raw + at / 2 * 32))[at % 2];
 #pragma unroll
                     for (int g = 0; g < kGroups; g++)
                         half[g] = g * 8 + lane / 4 < args.tokens ? ((const uint2*)(b + at / 2 * 32 + g * group_stride))[at % 2] : make_uint2(0, 0);
@@ -207,9 +210,9 @@ __device__ __forceinline__ void product_body(const ProductArgs& args) {
             float sum = from[0];
             for (uint32_t j = 1; j < args.slices; j++) sum += from[j * kGroups * 128];
             const uint32_t row = row_strip * 16 + l / 4 + (r >> 1) * 8;
-            if (args.bias) sum += from_16<kF16>(args.bias[row]);
+            if (args.bias) sum += from_16<kHalf>(args.bias[row]);
             uint16_t out;
-            if (kF16) asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out) : "f"(sum));
+            if (kHalf) asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out) : "f"(sum));
             else asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out) : "f"(sum));
             args.y[(size_t)token * args.stride + row] = out;
         }

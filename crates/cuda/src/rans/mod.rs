@@ -7,6 +7,8 @@
 
 mod params;
 
+use std::ops::Range;
+
 use transom::tile::Order;
 use transom::{DecodeError, Dtype, ReadAt, Record};
 
@@ -88,7 +90,7 @@ impl Pair {
 struct Product {
     tokens: u32,
     blocks_per_sm: u32,
-    int8: bool,
+    dtype: Dtype,
     function: Function,
 }
 
@@ -100,8 +102,10 @@ pub struct Rans {
     decode: Pair,
     bytes: Pair,
     gather: Pair,
+    gather_bytes: Pair,
+    /// By ascending tokens, for each type.
     products: Vec<Product>,
-    general_products: [Function; 2],
+    general_products: Vec<(Dtype, Function)>,
 }
 
 /// A matrix in device memory, entropy-coded.
@@ -160,12 +164,8 @@ impl RansMatrix {
             prob_bits: self.prob_bits,
             table_bytes: self.table_bytes(),
             one: 1,
-            unused: 0,
+            f16: (self.dtype == Dtype::F16).into(),
         }
-    }
-
-    const fn units(&self) -> u32 {
-        self.rows / 16 * self.cols.div_ceil(UNIT_COLS)
     }
 
     const fn table_bytes(&self) -> u32 {
@@ -217,36 +217,33 @@ impl Rans {
     /// [`Error::NoKernel`], or what the driver reports.
     pub fn new(device: &Device) -> Result<Self> {
         let max = device.info().shared_bytes;
-        let mut products = Vec::new();
-        for int8 in [false, true] {
-            for (tokens, blocks_per_sm) in [(8, 2), (32, 1), (64, 1)] {
-                let name = format!("rans_product_{}_{tokens}", if int8 { "int8" } else { "bf16" });
-                let function = device.function(&name)?;
-                function.allow_shared(max)?;
-                products.push(Product { tokens, blocks_per_sm, int8, function });
-            }
-        }
-        let general = |name: &str| -> Result<Function> {
+        let function = |name: &str| -> Result<Function> {
             let function = device.function(name)?;
             function.allow_shared(max)?;
             Ok(function)
         };
+        let (mut products, mut general_products) = (Vec::new(), Vec::new());
+        for (dtype, name) in [(Dtype::Bf16, "bf16"), (Dtype::F16, "f16"), (Dtype::I8, "int8")] {
+            for (tokens, blocks_per_sm) in [(8, 2), (32, 1), (64, 1)] {
+                let function = function(&format!("rans_product_{name}_{tokens}"))?;
+                products.push(Product { tokens, blocks_per_sm, dtype, function });
+            }
+            general_products.push((dtype, function(&format!("rans_product_{name}_64_general"))?));
+        }
         Ok(Self {
             device: device.clone(),
             load: Pair::new(device, "rans_load", max)?,
-            decode: Pair::new(device, "rans_decode_bf16", max)?,
+            decode: Pair::new(device, "rans_decode", max)?,
             bytes: Pair::new(device, "rans_decode_bytes", max)?,
-            gather: Pair::new(device, "rans_gather_bf16", max)?,
+            gather: Pair::new(device, "rans_gather", max)?,
+            gather_bytes: Pair::new(device, "rans_gather_bytes", max)?,
             products,
-            general_products: [
-                general("rans_product_bf16_64_general")?,
-                general("rans_product_int8_64_general")?,
-            ],
+            general_products,
         })
     }
 
-    /// Brings a record into device memory: BF16 or elements of one byte, a matrix
-    /// whose sides are multiples of 16, of which plane 0 is coded. Every tile's
+    /// Brings a record into device memory: a matrix whose sides are multiples of 16,
+    /// of which plane 0 is coded and plane 1, if there is one, is not. Every tile's
     /// checksum and every stream is checked; the content hash is not.
     ///
     /// # Errors
@@ -269,8 +266,8 @@ impl Rans {
         if tiling.order() != Order::Fragment {
             return Err(RansError::Unsupported("a tensor in linear order"));
         }
-        if dtype == Dtype::F16 {
-            return Err(RansError::Unsupported("FP16"));
+        if header.table(1).is_some() {
+            return Err(RansError::Unsupported("a tensor with two coded planes"));
         }
         let Some(freqs) = header.table(0) else {
             return Err(RansError::Unsupported("a tensor that is not coded"));
@@ -328,6 +325,8 @@ impl Rans {
                 table_bytes: m.table_bytes,
                 one: m.one,
                 n_tiles,
+                f16: m.f16,
+                unused: 0,
             };
             // SAFETY: the buffers have the sizes that the kernel computes from the same
             // header and, the second time, from what it has measured; they live until
@@ -352,7 +351,7 @@ impl Rans {
         Ok(matrix)
     }
 
-    /// Decodes a BF16 matrix, row-major, into `out` of rows x cols elements.
+    /// Decodes a matrix of BF16 or FP16, row-major, into `out` of rows x cols elements.
     ///
     /// # Errors
     ///
@@ -363,11 +362,41 @@ impl Rans {
         matrix: &RansMatrix,
         out: &mut DeviceBuffer<u16>,
     ) -> Result<()> {
-        need(matrix.dtype == Dtype::Bf16, "an element type other than BF16")?;
-        need_length("elements", out.len(), matrix.rows() * matrix.cols())?;
-        let args =
-            DecodeArgs { matrix: matrix.params(), out: out.address(), stride: matrix.cols.into() };
-        let n_blocks = (2 * self.device.info().n_sms).min(matrix.units().div_ceil(16));
+        self.decode_part(stream, matrix, 0..matrix.rows(), 0..matrix.cols(), out)
+    }
+
+    /// Decodes the elements of some rows and columns of a matrix of BF16 or FP16,
+    /// row-major, into `out` of as many elements.
+    ///
+    /// Rows begin and end at multiples of 16, columns begin at a multiple of 256 and end
+    /// at one of 16.
+    ///
+    /// # Errors
+    ///
+    /// As [`Rans::decode`]; other rows and columns, none, or beyond the matrix.
+    ///
+    /// # Cost
+    ///
+    /// Reads and decodes what is asked for.
+    pub fn decode_part(
+        &self,
+        stream: &Stream,
+        matrix: &RansMatrix,
+        rows: Range<usize>,
+        cols: Range<usize>,
+        out: &mut DeviceBuffer<u16>,
+    ) -> Result<()> {
+        need(matrix.dtype.elem_bytes() == 2, "an element type of one byte")?;
+        let range = part(matrix, rows, cols)?;
+        need_length("elements", out.len(), range.rows as usize * range.cols as usize)?;
+        let args = DecodeArgs {
+            matrix: matrix.params(),
+            out: out.address(),
+            stride: range.cols.into(),
+            range,
+        };
+        let n_units = range.rows / 16 * range.cols.div_ceil(UNIT_COLS);
+        let n_blocks = (2 * self.device.info().n_sms).min(n_units.div_ceil(16));
         let launch =
             Launch::new(n_blocks, 512).shared(16 * DECODE_WARP_BYTES + matrix.table_bytes());
         // SAFETY: `out` has room for every element; freeing buffers waits for the kernel.
@@ -386,23 +415,42 @@ impl Rans {
         matrix: &RansMatrix,
         out: &mut DeviceBuffer<u8>,
     ) -> Result<()> {
+        self.decode_bytes_part(stream, matrix, 0..matrix.rows(), 0..matrix.cols(), out)
+    }
+
+    /// Decodes a part of a matrix of one-byte elements, row-major.
+    ///
+    /// # Errors
+    ///
+    /// As [`Rans::decode_part`].
+    pub fn decode_bytes_part(
+        &self,
+        stream: &Stream,
+        matrix: &RansMatrix,
+        rows: Range<usize>,
+        cols: Range<usize>,
+        out: &mut DeviceBuffer<u8>,
+    ) -> Result<()> {
         need(matrix.dtype.elem_bytes() == 1, "an element type of two bytes")?;
-        need_length("elements", out.len(), matrix.rows() * matrix.cols())?;
+        let range = part(matrix, rows, cols)?;
+        need_length("elements", out.len(), range.rows as usize * range.cols as usize)?;
         let args = BytesArgs {
             matrix: matrix.params(),
             out: out.address(),
+            range,
             flip: matrix.flip(),
             unused: 0,
         };
-        let n_blocks = (4 * self.device.info().n_sms).min(matrix.units().div_ceil(8));
+        let n_units = range.rows / 16 * range.cols.div_ceil(UNIT_COLS);
+        let n_blocks = (4 * self.device.info().n_sms).min(n_units.div_ceil(8));
         let launch = Launch::new(n_blocks, 256).shared(8 * ROWS_WARP_BYTES + matrix.table_bytes());
         // SAFETY: `out` has room for every element; freeing buffers waits for the kernel.
         unsafe { self.bytes.of(matrix.general).launch(stream, launch, &args)? };
         Ok(())
     }
 
-    /// Rows of a BF16 matrix: `out[i]` becomes row `ids[i]`; a row whose number is
-    /// not below the matrix's rows is left alone.
+    /// Rows of a matrix of BF16 or FP16: `out[i]` becomes row `ids[i]`; a row whose
+    /// number is not below the matrix's rows is left alone.
     ///
     /// # Errors
     ///
@@ -418,29 +466,58 @@ impl Rans {
         ids: &DeviceBuffer<u32>,
         out: &mut DeviceBuffer<u16>,
     ) -> Result<()> {
-        need(matrix.dtype == Dtype::Bf16, "an element type other than BF16")?;
+        need(matrix.dtype.elem_bytes() == 2, "an element type of one byte")?;
         need_length("elements", out.len(), ids.len() * matrix.cols())?;
+        self.gather_any(stream, &self.gather, matrix, ids, out.address())
+    }
+
+    /// Rows of a matrix of one-byte elements, as [`Rans::gather`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Rans::decode`].
+    pub fn gather_bytes(
+        &self,
+        stream: &Stream,
+        matrix: &RansMatrix,
+        ids: &DeviceBuffer<u32>,
+        out: &mut DeviceBuffer<u8>,
+    ) -> Result<()> {
+        need(matrix.dtype.elem_bytes() == 1, "an element type of two bytes")?;
+        need_length("elements", out.len(), ids.len() * matrix.cols())?;
+        self.gather_any(stream, &self.gather_bytes, matrix, ids, out.address())
+    }
+
+    /// `out`: room for a row for each id.
+    fn gather_any(
+        &self,
+        stream: &Stream,
+        kernels: &Pair,
+        matrix: &RansMatrix,
+        ids: &DeviceBuffer<u32>,
+        out: u64,
+    ) -> Result<()> {
         if ids.is_empty() {
             return Ok(());
         }
         let args = GatherArgs {
             matrix: matrix.params(),
             ids: ids.address(),
-            out: out.address(),
+            out,
             n_ids: ids.len() as u32,
-            unused: 0,
+            flip: matrix.flip(),
         };
         let n_tasks = ids.len() as u32 * matrix.cols.div_ceil(UNIT_COLS);
         let launch = Launch::new((4 * self.device.info().n_sms).min(n_tasks.div_ceil(8)), 256)
             .shared(8 * ROWS_WARP_BYTES + matrix.table_bytes());
         // SAFETY: `out` has a row for each id, and the kernel skips ids beyond the
         // matrix; freeing buffers waits for the kernel.
-        unsafe { self.gather.of(matrix.general).launch(stream, launch, &args)? };
+        unsafe { kernels.of(matrix.general).launch(stream, launch, &args)? };
         Ok(())
     }
 
     /// `y[tokens, rows] = x[tokens, cols] * W^T + bias`, in FP32, rounded to BF16 (BF16
-    /// weights) or FP16 (INT8 weights, dequantised as `f16(q * scale)`).
+    /// weights) or FP16 (FP16, and INT8 dequantised as `f16(q * scale)`).
     ///
     /// `x` are the B fragments that the kernel `activation_fragments` makes, of
     /// ceil(tokens / 8) groups. `scales` (INT8): one, or one a row. `bias`: one a row,
@@ -461,8 +538,11 @@ impl Rans {
         y: &mut DeviceBuffer<u16>,
     ) -> Result<()> {
         let int8 = matrix.dtype == Dtype::I8;
-        need(int8 || matrix.dtype == Dtype::Bf16, "an element type other than BF16 and INT8")?;
-        need(int8 == scales.is_some(), "INT8 without scales, or BF16 with scales,")?;
+        need(
+            matches!(matrix.dtype, Dtype::Bf16 | Dtype::F16 | Dtype::I8),
+            "an element type other than BF16, FP16 and INT8",
+        )?;
+        need(int8 == scales.is_some(), "INT8 without scales, or another type with scales,")?;
         need((1..=64).contains(&tokens), "a product of no tokens or more than 64")?;
         let group_words = matrix.cols().div_ceil(128) * 4 * 32 * 4;
         need_length("words of x", x.len(), tokens.div_ceil(8) * group_words)?;
@@ -488,10 +568,11 @@ impl Rans {
             stride: matrix.rows,
         };
         let (function, most, blocks_per_sm) = if matrix.general {
-            (&self.general_products[usize::from(int8)], 64, 1)
+            let found = self.general_products.iter().find(|(dtype, _)| *dtype == matrix.dtype);
+            (&found.expect("there is one for each type").1, 64, 1)
         } else {
             let product = (self.products.iter())
-                .find(|p| p.int8 == int8 && p.tokens >= args.tokens)
+                .find(|p| p.dtype == matrix.dtype && p.tokens >= args.tokens)
                 .expect("there is one for 64 tokens");
             (&product.function, product.tokens, product.blocks_per_sm)
         };
@@ -518,6 +599,26 @@ fn place(positions: &mut [u32]) -> Option<usize> {
     }
     *last = next;
     Some(next as usize)
+}
+
+/// A part that [`Rans::decode_part`] can decode.
+fn part(matrix: &RansMatrix, rows: Range<usize>, cols: Range<usize>) -> Result<params::Range> {
+    let inside = rows.start < rows.end
+        && rows.end <= matrix.rows()
+        && cols.start < cols.end
+        && cols.end <= matrix.cols();
+    let aligned = rows.start.is_multiple_of(16)
+        && rows.end.is_multiple_of(16)
+        && cols.start.is_multiple_of(UNIT_COLS as usize)
+        && cols.end.is_multiple_of(16);
+    need(inside, "a part beyond the matrix, or an empty one,")?;
+    need(aligned, "a part that does not begin and end at whole blocks")?;
+    Ok(params::Range {
+        row: rows.start as u32,
+        col: cols.start as u32,
+        rows: rows.len() as u32,
+        cols: cols.len() as u32,
+    })
 }
 
 fn need(condition: bool, what: &'static str) -> Result<()> {

@@ -14,7 +14,7 @@ pub(super) struct Matrix {
     pub(super) prob_bits: u32,
     pub(super) table_bytes: u32,
     pub(super) one: u32,
-    pub(super) unused: u32,
+    pub(super) f16: u32,
 }
 
 /// `rans::LoadArgs`.
@@ -35,6 +35,18 @@ pub(super) struct LoadArgs {
     pub(super) table_bytes: u32,
     pub(super) one: u32,
     pub(super) n_tiles: u32,
+    pub(super) f16: u32,
+    pub(super) unused: u32,
+}
+
+/// `rans::Range`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(super) struct Range {
+    pub(super) row: u32,
+    pub(super) col: u32,
+    pub(super) rows: u32,
+    pub(super) cols: u32,
 }
 
 /// `rans::DecodeArgs`.
@@ -44,6 +56,7 @@ pub(super) struct DecodeArgs {
     pub(super) matrix: Matrix,
     pub(super) out: u64,
     pub(super) stride: u64,
+    pub(super) range: Range,
 }
 
 /// `rans::BytesArgs`.
@@ -52,6 +65,7 @@ pub(super) struct DecodeArgs {
 pub(super) struct BytesArgs {
     pub(super) matrix: Matrix,
     pub(super) out: u64,
+    pub(super) range: Range,
     pub(super) flip: u32,
     pub(super) unused: u32,
 }
@@ -64,7 +78,7 @@ pub(super) struct GatherArgs {
     pub(super) ids: u64,
     pub(super) out: u64,
     pub(super) n_ids: u32,
-    pub(super) unused: u32,
+    pub(super) flip: u32,
 }
 
 /// `rans::ProductArgs`.
@@ -84,9 +98,9 @@ pub(super) struct ProductArgs {
 }
 
 const _: () = assert!(size_of::<Matrix>() == 64 && std::mem::offset_of!(Matrix, rows) == 40);
-const _: () = assert!(size_of::<LoadArgs>() == 88 && std::mem::offset_of!(LoadArgs, rows) == 64);
-const _: () = assert!(size_of::<DecodeArgs>() == 80);
-const _: () = assert!(size_of::<BytesArgs>() == 80 && std::mem::offset_of!(BytesArgs, flip) == 72);
+const _: () = assert!(size_of::<LoadArgs>() == 96 && std::mem::offset_of!(LoadArgs, rows) == 64);
+const _: () = assert!(size_of::<DecodeArgs>() == 96);
+const _: () = assert!(size_of::<BytesArgs>() == 96 && std::mem::offset_of!(BytesArgs, flip) == 88);
 const _: () =
     assert!(size_of::<GatherArgs>() == 88 && std::mem::offset_of!(GatherArgs, n_ids) == 80);
 const _: () =
@@ -106,5 +120,5 @@ pub(super) const ROWS_WARP_BYTES: u32 = 2 * 32 * ROW_BYTES;
 /// Shared memory for the words of a warp of a product: `kProductRows`, one buffer
 /// (INT8) or two.
 pub(super) const fn product_words_bytes(int8: bool) -> u32 {
-    if int8 { 52 * ROW_BYTES } else { 2 * 26 * ROW_BYTES }
+    if int8 { 60 * ROW_BYTES } else { 2 * 32 * ROW_BYTES }
 }
