@@ -53,22 +53,22 @@ __device__ __forceinline__ uint32_t escape_row(uint32_t escape) { return (escape
 struct Patches {
     uint32_t counts, start, address;
 
-    __device__ __forceinline__ void put(const uint8_t* header, const uint8_t* symbols, const uint32_t* overflow, uint8_t* plane, int lane) {
+    /// Nothing, if not `there`.
+    __device__ __forceinline__ void put(const uint8_t* header, const uint8_t* symbols, const Segment& segment, uint8_t* plane, int lane, bool there = true) {
         const uint2 v = *(const uint2*)(header + 16);
         const uint32_t escape = ((const uint16_t*)(header + kHeaderBytes))[lane];
-        counts = v.x, start = v.y, address = escape_address(escape);
-        const uint8_t patch = header[escape_row(escape)] ^ symbols[escape >> 11];
-        if (lane < (counts & 0xFFFF)) plane[address] = patch;
-        if (is_long()) rest<false>(header, symbols, overflow, plane, lane);
+        counts = there ? v.x : 0, start = v.y, address = escape_address(escape);
+        if (lane < (counts & 0xFFFF)) plane[address] = header[escape_row(escape)] ^ symbols[escape >> 11];
+        if (is_long()) rest<false>(header, symbols, segment, plane, lane);
     }
-    __device__ __forceinline__ void clear(const uint8_t* header, const uint8_t* symbols, const uint32_t* overflow, uint8_t* plane, int lane) const {
+    __device__ __forceinline__ void clear(const uint8_t* header, const Segment& segment, uint8_t* plane, int lane) const {
         if (lane < (counts & 0xFFFF)) plane[address] = 0;
-        if (is_long()) rest<true>(header, symbols, overflow, plane, lane);
+        if (is_long()) rest<true>(header, nullptr, segment, plane, lane);
     }
     __device__ __forceinline__ bool is_long() const { return (counts & 0xFFFF) > 32 || counts >> 16 != 0; }
 
     template <bool kClear>
-    __device__ __forceinline__ void rest(const uint8_t* header, const uint8_t* symbols, const uint32_t* overflow, uint8_t* plane, int lane) const {
+    __device__ __forceinline__ void rest(const uint8_t* header, const uint8_t* symbols, const Segment& segment, uint8_t* plane, int lane) const {
         const uint32_t n_inline = counts & 0xFFFF, n_over = counts >> 16;
 #pragma unroll 1
         for (uint32_t i = lane + 32; i < n_inline; i += 32) {
@@ -77,7 +77,7 @@ struct Patches {
         }
 #pragma unroll 1
         for (uint32_t i = lane; i < n_over; i += 32) {
-            const uint32_t escape = __ldg(overflow + start + i);
+            const uint32_t escape = __ldg(segment.overflow + start + i);
             plane[escape_address(escape)] = kClear ? 0 : (uint8_t)(header[escape_row(escape)] ^ escape >> 16);
         }
     }
@@ -104,18 +104,21 @@ __device__ __forceinline__ void load3(const uint8_t* from, int half, int lane, u
     }
 }
 
-/// Two weights of bytes q + 128, as FP16 of f32(q) * scale.
-__device__ __forceinline__ uint32_t dequantise(uint32_t bytes, uint32_t selector0, uint32_t selector1, float scale) {
-    const float q0 = __uint_as_float(__byte_perm(bytes, 0x4B000000u, selector0)) - 8388736.0f;
-    const float q1 = __uint_as_float(__byte_perm(bytes, 0x4B000000u, selector1)) - 8388736.0f;
+/// Two weights of bytes u = q + 128, as FP16 of f32(q) * scale, by one instruction each after their bytes are in place:
+/// a float whose bits are u << 16 is u * 2^-133, as denormals and the first binade are on one linear scale. So the sum
+/// (u * 2^-133) * step - 128 * scale, where 128 * scale = step * 2^-126 is exact, is rounded once, like q * scale.
+__device__ __forceinline__ uint32_t dequantise(uint32_t bytes, uint32_t selector0, uint32_t selector1, float step) {
+    const float offset = step * -0x1p-126f;
+    const float w0 = __fmaf_rn(__uint_as_float(__byte_perm(bytes, 0, selector0)), step, offset);
+    const float w1 = __fmaf_rn(__uint_as_float(__byte_perm(bytes, 0, selector1)), step, offset);
     uint32_t out;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(__fmul_rn(q1, scale)), "f"(__fmul_rn(q0, scale)));
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(w1), "f"(w0));
     return out;
 }
 
 /// Decodes four of the eight k16 steps of a chunk: a[4 * step + register].
 template <WeightFormat kFormat, int kHalf>
-__device__ __forceinline__ void decode_half(const uint8_t* chunk, const uint8_t* plane, int lane, float scale0, float scale1, uint32_t* a) {
+__device__ __forceinline__ void decode_half(const uint8_t* chunk, const uint8_t* plane, int lane, float step0, float step1, uint32_t* a) {
     if constexpr (kFormat == kDenseBf16 || kFormat == kDenseF16) {
 #pragma unroll
         for (int s = 0; s < 4; s++) {
@@ -184,9 +187,9 @@ __device__ __forceinline__ void decode_half(const uint8_t* chunk, const uint8_t*
     if constexpr (is_int8(kFormat)) {
 #pragma unroll
         for (int j = 0; j < 8; j++) {
-            const float scale = j % 2 ? scale1 : scale0;
-            a[j / 2 * 4 + j % 2] = dequantise(e[j], 0x7440, 0x7441, scale);
-            a[j / 2 * 4 + j % 2 + 2] = dequantise(e[j], 0x7442, 0x7443, scale);
+            const float step = j % 2 ? step1 : step0;
+            a[j / 2 * 4 + j % 2] = dequantise(e[j], 0x4044, 0x4144, step);
+            a[j / 2 * 4 + j % 2 + 2] = dequantise(e[j], 0x4244, 0x4344, step);
         }
     } else {
         if constexpr (kFormat == kFixedF16x3) {

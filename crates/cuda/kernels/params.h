@@ -21,12 +21,17 @@ enum WeightFormat : int {
     kFixedInt8x7 = 9,
 };
 
+/// Scale of an INT8 row: weights are q * step * 2^-133 * factor, where `factor` is the least power of two, at least 1,
+/// for which `step` is finite.
+struct RowScale {
+    float step, factor;
+};
+
 /// Rows of a weight matrix with their own tables and scales.
 struct Segment {
-    const uint8_t* chunks;     // [row tile][across] of `chunk_bytes`, 16-byte aligned
     const uint32_t* overflow;  // escapes that did not fit their chunks
     const uint8_t* symbols;    // [32] what the escapes within chunks index
-    const float* scales;       // [rows] or [1]; INT8 only
+    const RowScale* scales;    // [rows] or [1]; INT8 only
     uint32_t end_tile;         // end of the segment, in tiles of 16 rows from the first row of the first segment
     uint32_t scale_step;       // 1: a scale a row, 0: one for the segment
 };
@@ -34,18 +39,21 @@ struct Segment {
 /// y[tokens, rows] = x[tokens, cols] * W[rows, cols]^T + bias.
 struct ProductParams {
     Segment segments[3];
-    // Activations, [ceil(tokens / 8)][4 * ceil(cols / 128)] units of 8 tokens x 32 columns, 512 bytes each.
-    // Up to 32 tokens: B fragments of mma.m16n8k16 of two k16 steps, [lane 32] of 16 bytes; lane l holds token
-    // l / 4 and columns 2 (l mod 4) + {0, 1, 8, 9, 16, 17, 24, 25}.
-    // More tokens: core matrices, [8 columns 4][token 8] of 16 bytes.
+    const uint8_t* chunks;  // of all segments, [row tile][across] of `chunk_bytes`, 16-byte aligned
+    // Activations. Up to 16 tokens: [ceil(tokens / 8)][4 * ceil(cols / 128)] units of 8 tokens x 32 columns, each the B
+    // fragments of mma.m16n8k16 of two k16 steps, [lane 32] of 16 bytes; lane l holds token l / 4 and columns
+    // 2 (l mod 4) + {0, 1, 8, 9, 16, 17, 24, 25}.
+    // More tokens: core matrices, [ceil(cols / 128)][ceil(tokens / 8)][16 of 8 columns][token 8] of 16 bytes.
     // Columns from `cols` on are zero; tokens from `tokens` on may hold anything.
     const void* x;
     uint16_t* y;           // [tokens][rows], BF16 or F16
     const uint16_t* bias;  // [rows] or null
-    float* workspace;      // product_workspace_floats(..); may hold anything
+    float* workspace;      // product_batch: batch_workspace_floats(..); may hold anything
     uint32_t rows, cols, tokens;
     uint32_t n_segments;
     uint32_t chunk_bytes;  // the same for all segments, a multiple of 16
+    uint32_t strips;       // product_batch: tiles of a cluster, at most the warps of a block
+    uint32_t log_parts;    // product_batch: blocks of a cluster, 2 to the power of this
     uint32_t unused;
 };
 
@@ -54,12 +62,12 @@ struct FragmentParams {
     const uint16_t* x;
     void* out;  // 16-byte units: ceil(tokens / 8) * 4 * ceil(cols / 128) * 32
     uint32_t cols, tokens;
-    uint32_t cores;  // 0: B fragments, 1: core matrices
+    uint32_t cores;  // 0: B fragments, 1: core matrices (ProductParams::x)
     uint32_t unused;
 };
 
-static_assert(sizeof(Segment) == 40 && offsetof(Segment, end_tile) == 32, "mirrored in Rust");
-static_assert(sizeof(ProductParams) == 176 && offsetof(ProductParams, x) == 120 && offsetof(ProductParams, rows) == 152, "mirrored in Rust");
+static_assert(sizeof(Segment) == 32 && offsetof(Segment, end_tile) == 24, "mirrored in Rust");
+static_assert(sizeof(ProductParams) == 168 && offsetof(ProductParams, x) == 104 && offsetof(ProductParams, rows) == 136, "mirrored in Rust");
 static_assert(sizeof(FragmentParams) == 32, "mirrored in Rust");
 
 }  // namespace transom

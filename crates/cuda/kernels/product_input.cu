@@ -12,7 +12,10 @@ extern "C" __global__ void __launch_bounds__(256) activation_fragments(const Fra
     const uint32_t units = (p.cols + 127) / 128 * 4, groups = (p.tokens + 7) / 8;
     const uint32_t n = groups * units * 32, i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
-    const uint32_t lane = i % 32, unit = i / 32 % units, group = i / 32 / units;
+    const uint32_t lane = i % 32;
+    // The order of 512-byte units: all of a token group, or all token groups of four units.
+    const uint32_t unit = p.cores ? i / 128 / groups * 4 + i / 32 % 4 : i / 32 % units;
+    const uint32_t group = p.cores ? i / 128 % groups : i / 32 / units;
     const uint32_t token = group * 8 + (p.cores ? lane % 8 : lane / 4);
     uint32_t out[4];
     for (uint32_t r = 0; r < 4; r++) {

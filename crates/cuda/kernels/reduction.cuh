@@ -42,4 +42,11 @@ TRANSOM_BOTH constexpr uint32_t slice_begin(uint32_t /*rows*/, uint32_t cols, ui
     return (units <= kMaxSlices ? i : i * units / kMaxSlices) * kSliceUnit;
 }
 
+/// Sums of a tile to be added when `apart` groups of warps or blocks share its
+/// slices: the first group keeps its own total.
+TRANSOM_BOTH constexpr uint32_t sum_slots(uint32_t n_slices, uint32_t apart) {
+    const uint32_t own = n_slices / apart;
+    return n_slices - own + (own > 0 ? 1 : 0);
+}
+
 }  // namespace transom

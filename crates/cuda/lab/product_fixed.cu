@@ -18,12 +18,14 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "../kernels/product.cuh"
+#include "../kernels/product_batch.cuh"
 
 using namespace transom;
 
@@ -212,18 +214,33 @@ static Matrix encode(WeightFormat f, int places, const std::vector<uint16_t>& w,
     return out;
 }
 
+/// As `row_scales` of src/product.rs.
+static std::vector<RowScale> row_scales(const std::vector<float>& scales) {
+    std::vector<RowScale> out;
+    for (float scale : scales) {
+        float factor = 1;
+        while (fabsf(scale) / factor >= 0x1p-5f) factor *= 2;
+        out.push_back({(float)((double)scale / factor * 0x1p133), factor});
+    }
+    return out;
+}
+
 // ---------------------------------------------------------------------------
 // Device
 
-template <WeightFormat kFormat, int kTokens8, int kTogether, int kApart, int kStages, int kBlocks, int kXStages, int kCluster, int kStrips>
+template <WeightFormat kFormat, int kTokens8, int kTogether, int kApart, int kBlocks>
 __global__ void __launch_bounds__(32 * kTogether * kApart, kBlocks) product_kernel(const __grid_constant__ ProductParams p) {
-    product<kFormat, kTokens8, kTogether, kApart, kStages, kXStages, kCluster, kStrips>(p);
+    product<kFormat, kTokens8, kTogether, kApart>(p);
+}
+template <WeightFormat kFormat, int kTokens8>
+__global__ void __launch_bounds__(32 * kBatchWarps, 1) batch_kernel(const __grid_constant__ ProductParams p) {
+    product_batch<kFormat, kTokens8>(p);
 }
 
 struct Variant {
     std::string name;
     WeightFormat format;
-    int tokens8, together, apart, stages, blocks, x_stages, cluster, strips;
+    int tokens8, together, apart, blocks;  // together 0: product_batch
     void (*kernel)(ProductParams);
     uint32_t (*shared)(uint32_t, uint32_t);
 };
@@ -232,47 +249,101 @@ static int n_sms = 132;
 static float* workspace;
 constexpr size_t kWorkspace = 512u << 20;
 
-static void launch(const Variant& v, const ProductParams& p, bool chained, cudaStream_t stream) {
-    const uint32_t bytes = v.shared(p.chunk_bytes, slices(p.rows, p.cols)), tiles = p.segments[p.n_segments - 1].end_tile;
-    CHECK(cudaFuncSetAttribute((const void*)v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    // Percent of the L1 that is shared memory; the driver's choice if not given.
-    if (const char* carveout = getenv("CARVEOUT")) CHECK(cudaFuncSetAttribute((const void*)v.kernel, cudaFuncAttributePreferredSharedMemoryCarveout, atoi(carveout)));
+/// Blocks an SM, strips a cluster and blocks a cluster of product_batch, as in src/product/shape.rs.
+struct Shape {
+    uint32_t per_sm, strips, parts, clusters;
+};
+struct AtOnce {
+    uint32_t per_sm, parts, clusters;
+};
+static Shape shape_of(uint32_t tiles, uint32_t n_slices, const std::vector<AtOnce>& at_once) {
+    Shape best = {};
+    uint64_t least = ~0ull;
+    for (const AtOnce& a : at_once) {
+        if (a.clusters == 0 || a.parts > n_slices) continue;
+        for (uint32_t strips = 1; strips <= kBatchWarps / a.per_sm; strips++) {
+            const uint32_t groups = (tiles + strips - 1) / strips, rounds = (groups + a.clusters - 1) / a.clusters;
+            const uint64_t work = rounds * (std::max(a.per_sm * strips, 10u) * ((n_slices + a.parts - 1) / a.parts) + (a.parts > 1 ? 16 : 0));
+            if (work < least) least = work, best = {a.per_sm, strips, a.parts, std::min(groups, a.clusters)};
+        }
+    }
+    return best;
+}
+static void batch_config(const Variant& v, uint32_t chunk_bytes, const Shape& s, cudaLaunchConfig_t& config, cudaLaunchAttribute& attribute) {
+    const uint32_t warps = std::min((s.strips + 3) / 4 * 4, kBatchWarps / s.per_sm);
+    config.gridDim = dim3(s.clusters, s.parts), config.blockDim = dim3(32 * warps), config.dynamicSmemBytes = v.shared(chunk_bytes, warps);
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.y = s.parts, attribute.val.clusterDim.x = attribute.val.clusterDim.z = 1;
+    config.attrs = &attribute, config.numAttrs = 1;
+}
+static Shape shape_of(const Variant& v, const ProductParams& p) {
+    static std::map<std::pair<std::string, uint32_t>, std::vector<AtOnce>> known;
+    std::vector<AtOnce>& at_once = known[{v.name, p.chunk_bytes}];
+    if (at_once.empty()) {
+        CHECK(cudaFuncSetAttribute((const void*)v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 227 << 10));
+        for (uint32_t per_sm = 2; per_sm >= 1; per_sm--)
+            for (uint32_t parts = 1; parts <= 8; parts *= 2) {
+                cudaLaunchConfig_t config = {};
+                cudaLaunchAttribute attribute;
+                batch_config(v, p.chunk_bytes, {per_sm, kBatchWarps / per_sm, parts, 1}, config, attribute);
+                int clusters = 0;
+                CHECK(cudaOccupancyMaxActiveClusters(&clusters, (const void*)v.kernel, &config));
+                at_once.push_back({per_sm, parts, (uint32_t)clusters});
+                printf("%s: %d clusters of %d blocks at once, %d an SM\n", v.name.c_str(), clusters, parts, per_sm);
+            }
+    }
+    const uint32_t tiles = p.segments[p.n_segments - 1].end_tile;
+    Shape shape = shape_of(tiles, slices(p.rows, p.cols), at_once);
+    // per_sm,strips,parts
+    if (const char* forced = getenv("SHAPE")) {
+        sscanf(forced, "%u,%u,%u", &shape.per_sm, &shape.strips, &shape.parts);
+        for (auto& a : at_once)
+            if (a.per_sm == shape.per_sm && a.parts == shape.parts) shape.clusters = std::min(a.clusters, (tiles + shape.strips - 1) / shape.strips);
+    }
+    return shape;
+}
+
+static void launch(const Variant& v, ProductParams p, bool chained, cudaStream_t stream) {
+    const uint32_t tiles = p.segments[p.n_segments - 1].end_tile;
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(v.cluster * std::min<uint32_t>(v.blocks * n_sms / v.cluster, (tiles + v.together * v.strips - 1) / (v.together * v.strips)));
-    config.blockDim = dim3(32 * v.together * v.apart);
-    config.dynamicSmemBytes = bytes;
-    config.stream = stream;
     cudaLaunchAttribute attributes[2];
     int n_attributes = 0;
+    if (v.together > 0) {
+        config.dynamicSmemBytes = v.shared(p.chunk_bytes, slices(p.rows, p.cols));
+        config.gridDim = dim3(std::min<uint32_t>(v.blocks * n_sms, (tiles + v.together - 1) / v.together));
+        config.blockDim = dim3(32 * v.together * v.apart);
+    } else {
+        const Shape shape = shape_of(v, p);
+        p.strips = shape.strips, p.log_parts = (uint32_t)__builtin_ctz(shape.parts);
+        batch_config(v, p.chunk_bytes, shape, config, attributes[n_attributes++]);
+    }
+    CHECK(cudaFuncSetAttribute((const void*)v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, config.dynamicSmemBytes));
+    config.stream = stream;
     if (chained) {
         attributes[n_attributes].id = cudaLaunchAttributeProgrammaticStreamSerialization;
         attributes[n_attributes++].val.programmaticStreamSerializationAllowed = 1;
-    }
-    if (v.cluster > 1) {
-        attributes[n_attributes].id = cudaLaunchAttributeClusterDimension;
-        attributes[n_attributes].val.clusterDim.x = v.cluster;
-        attributes[n_attributes].val.clusterDim.y = attributes[n_attributes].val.clusterDim.z = 1;
-        n_attributes++;
     }
     config.attrs = attributes;
     config.numAttrs = n_attributes;
     CHECK(cudaLaunchKernelEx(&config, v.kernel, p));
 }
 
-#define VARIANT(f, t8, tg, ap, st, bl, xs, cl, sp)                                                                                  \
-    {                                                                                                                               \
-        #f " " #t8 " " #sp "*" #tg "x" #ap "x" #cl " s" #st " x" #xs " b" #bl, f, t8, tg, ap, st, bl, xs, cl, sp,                          \
-            product_kernel<f, t8, tg, ap, st, bl, xs, cl, sp>,                                                                      \
-            [](uint32_t b, uint32_t s) { return product_shared_bytes<f, t8, tg, ap, st, xs, sp>(b, s); }                             \
+#define VARIANT(f, t8, tg, ap, bl)                                                                            \
+    {                                                                                                         \
+        std::string(#f " " #t8 " " #tg "x" #ap " b") + std::to_string(bl), f, t8, tg, ap, bl, product_kernel<f, t8, tg, ap, bl>,            \
+            [](uint32_t b, uint32_t s) { return product_shared_bytes<f, t8, tg, ap>(b, s); }                   \
     }
-#define DEFAULTS(f)                                                                                                          \
-    VARIANT(f, 1, 1, 8, 2, 2, 0, 1, 1), VARIANT(f, 1, 2, 4, 2, 2, 0, 1, 1), VARIANT(f, 2, 1, 8, 2, 2, 0, 1, 1),             \
-        VARIANT(f, 4, 1, 8, 2, 2, 0, 1, 1), VARIANT(f, 8, 8, 1, 2, 2, 3, 1, 1)
+#define BATCH(f, t8)                                                                                          \
+    {                                                                                                         \
+        #f " " #t8 " batch", f, t8, 0, 0, 1, batch_kernel<f, t8>, [](uint32_t b, uint32_t w) { return batch_shared_bytes<f, t8>(b, w); } \
+    }
+// Blocks an SM for up to 8 tokens, as in product_*.cu.
+constexpr int blocks_of(WeightFormat f) { return is_int8(f) ? 3 : 2; }
+#define DEFAULTS(f) VARIANT(f, 1, 1, 8, blocks_of(f)), VARIANT(f, 1, 2, 4, blocks_of(f)), VARIANT(f, 2, 1, 8, 2), BATCH(f, 4), BATCH(f, 8)
 
 static const std::vector<Variant> variants = {
 #if FORMATS == 0
     DEFAULTS(kDenseBf16), DEFAULTS(kFixedBf16x3),
-    VARIANT(kFixedBf16x3, 4, 1, 16, 2, 1, 0, 1, 1), VARIANT(kFixedBf16x3, 8, 8, 2, 2, 1, 3, 2, 1), VARIANT(kFixedBf16x3, 8, 1, 16, 2, 1, 0, 1, 1),
 #elif FORMATS == 1
     DEFAULTS(kDenseInt8), DEFAULTS(kFixedInt8x5), DEFAULTS(kFixedInt8x6),
 #elif FORMATS == 2
@@ -329,10 +400,11 @@ static std::vector<uint32_t> fragments(const std::vector<uint16_t>& x, int m, in
         for (int i = 0; i < across * 4; i++)
             for (int lane = 0; lane < 32; lane++)
                 for (int r = 0; r < 4; r++) {
-                    const int unit = lane * 4 + r, token = !cores ? g * 8 + lane / 4 : g * 8 + unit / 4 % 8;
+                    const int unit = lane * 4 + r, token = g * 8 + (cores ? unit / 4 % 8 : lane / 4);
                     const int col = i * 32 + (!cores ? r / 2 * 16 + lane % 4 * 2 + r % 2 * 8 : unit / 32 * 8 + unit % 4 * 2);
                     auto at = [&](int c) -> uint32_t { return token >= m ? 0xFFFF : c < k ? x[(size_t)token * k + c] : 0; };
-                    b[(((size_t)g * across * 4 + i) * 32 + lane) * 4 + r] = at(col) | at(col + 1) << 16;
+                    const size_t unit512 = cores ? ((size_t)(i / 4) * groups + g) * 4 + i % 4 : (size_t)g * across * 4 + i;
+                    b[(unit512 * 32 + lane) * 4 + r] = at(col) | at(col + 1) << 16;
                 }
     return b;
 }
@@ -359,6 +431,9 @@ static std::vector<uint16_t> make_weights(WeightFormat f, int kind, int n, int k
     });
     return w;
 }
+
+/// Sums with a NaN or an infinity tell nothing of one weight.
+static bool p0_has_nan(WeightFormat f, int kind) { return kind == 2 && !is_int8(f); }
 
 static int check() {
     int failures = 0, checks = 0;
@@ -389,22 +464,26 @@ static int check() {
                 std::vector<void*> held;
                 std::vector<float> scale(n);
                 std::mt19937 srng(rng());
-                for (auto& s : scale) s = 0.001f * (1 + srng() % 1000 / 500.f);
+                // Some beyond 2^-5, where a row has a factor.
+                for (auto& s : scale) s = ldexpf(1 + srng() % (1 << 23) / (float)(1 << 23), -14 + (int)(srng() % (kind == 3 ? 20 : 4)));
                 for (int twin = 0; twin < 2; twin++) {
                     ProductParams& p = base[twin];
+                    std::vector<uint8_t> chunks;
                     for (size_t i = 0; i + 1 < borders.size(); i++) {
                         std::vector<uint16_t> part(w.begin() + (size_t)borders[i] * k, w.begin() + (size_t)borders[i + 1] * k);
                         Matrix m = encode(twin ? twin_of(f) : f, places, part, borders[i + 1] - borders[i], k);
                         std::vector<float> s(scale.begin() + borders[i], scale.begin() + borders[i + 1]);
                         p.chunk_bytes = m.bytes;
-                        p.segments[i].chunks = upload(m.chunks);
+                        chunks.insert(chunks.end(), m.chunks.begin(), m.chunks.end());
                         p.segments[i].overflow = m.overflow.empty() ? nullptr : upload(m.overflow);
                         p.segments[i].symbols = upload(std::vector<uint8_t>(m.symbols, m.symbols + 32));
-                        p.segments[i].scales = upload(s);
+                        p.segments[i].scales = upload(row_scales(s));
                         p.segments[i].scale_step = kind != 1;
                         p.segments[i].end_tile = (borders[i + 1] + 15) / 16;
-                        held.insert(held.end(), {(void*)p.segments[i].chunks, (void*)p.segments[i].overflow, (void*)p.segments[i].symbols, (void*)p.segments[i].scales});
+                        held.insert(held.end(), {(void*)p.segments[i].overflow, (void*)p.segments[i].symbols, (void*)p.segments[i].scales});
                     }
+                    p.chunks = upload(chunks);
+                    held.push_back((void*)p.chunks);
                     p.n_segments = (uint32_t)borders.size() - 1;
                     p.rows = n, p.cols = k, p.workspace = workspace;
                 }
@@ -416,10 +495,10 @@ static int check() {
                 std::vector<uint16_t> reference((size_t)64 * n), got;
                 uint16_t* y;
                 CHECK(cudaMalloc(&y, (size_t)64 * n * 2 + 64));
-                auto run = [&](const Variant& v, ProductParams p, int first, int m) {
+                auto run = [&](const Variant& v, ProductParams p, int first, int m, bool with_bias = true) {
                     std::vector<uint16_t> part(x.begin() + (size_t)first * k, x.begin() + (size_t)(first + m) * k);
-                    uint32_t* b = upload(fragments(part, m, k, v.x_stages > 0));
-                    p.x = b, p.y = y, p.tokens = m, p.bias = kind == 0 ? dbias : nullptr;
+                    uint32_t* b = upload(fragments(part, m, k, v.together == 0));
+                    p.x = b, p.y = y, p.tokens = m, p.bias = kind == 0 && with_bias ? dbias : nullptr;
                     std::vector<uint16_t> out((size_t)m * n + 32);
                     CHECK(cudaMemset(y, 0xFF, out.size() * 2));
                     CHECK(cudaMemset(workspace, 0xFF, 64 << 20));
@@ -468,6 +547,29 @@ static int check() {
                         error += d * d, norm += sum * sum;
                     }
                     if (!(sqrt(error / norm) < 1e-3)) failures++, printf("INT8 twin is wrong: %dx%d error %g\n", n, k, sqrt(error / norm));
+                }
+                if (kind <= 3 && !p0_has_nan(f, kind)) {
+                    // One activation is 1, the others zero: the result is the weight itself, dequantised.
+                    const int m = 8;
+                    std::vector<uint16_t> ones((size_t)m * k);
+                    std::vector<int> columns;
+                    for (int i = 0; i < m; i++) columns.push_back(rng() % k), ones[(size_t)i * k + columns[i]] = half ? to_half(1) : to_bf16(1);
+                    std::swap(x, ones);
+                    for (int tokens : {8, 33}) {
+                        x.resize((size_t)64 * k);
+                        ProductParams q = base[0];
+                        got = run(*find(f, tokens)[0], q, 0, tokens, false);
+                        for (int i = 0; i < m; i++)
+                            for (int row = 0; row < n; row++) {
+                                const uint16_t v = w[(size_t)row * k + columns[i]];
+                                const uint16_t expected = is_int8(f) ? to_half((float)(int8_t)v * scale[kind == 1 ? (row < (cut ? cut : n) ? 0 : cut) : row]) : v;
+                                checks++;
+                                if (got[(size_t)i * n + row] != expected && !(expected << 1 == 0x10000 && got[(size_t)i * n + row] << 1 == 0) && (expected & 0x7FFF) != 0) {
+                                    if (failures++ < 20) printf("WEIGHT %dx%d kind %d row %d: %04x, expected %04x\n", n, k, kind, row, got[(size_t)i * n + row], expected);
+                                }
+                            }
+                    }
+                    std::swap(x, ones);
                 }
                 if (n == 272)
                     for (int i = 0; i < 200; i++) expect(*find(f, i % 2 ? 8 : 64)[0], base[0], 0, i % 2 ? 8 : 64);
@@ -553,7 +655,10 @@ static void time_all(const std::vector<int>& batches, const std::vector<int>& wh
         std::vector<uint16_t> x((size_t)64 * k);
         for (auto& v : x) v = half ? to_half(normal(rng)) : to_bf16(normal(rng));
         uint16_t* dx = upload(x);
-        uint32_t *b = upload(fragments(x, 64, k, true)), *b8 = upload(fragments(x, 64, k, false));
+        // Core matrices depend on the number of tokens.
+        std::vector<uint32_t*> b;
+        for (int m : batches) b.push_back(upload(fragments(x, m, k, true)));
+        uint32_t* b8 = upload(fragments(x, 64, k, false));
         uint16_t* y;
         CHECK(cudaMalloc(&y, (size_t)64 * n * 2));
         const cudaDataType_t type = half ? CUDA_R_16F : CUDA_R_16BF;
@@ -599,15 +704,15 @@ static void time_all(const std::vector<int>& batches, const std::vector<int>& wh
             for (auto& p : chunks) p = replicate(m.chunks, bytes);
             std::vector<float> scales(n, 0.0013f);
             ProductParams p = {};
-            p.segments[0] = {chunks[0], m.overflow.empty() ? nullptr : upload(m.overflow), upload(std::vector<uint8_t>(m.symbols, m.symbols + 32)), upload(scales), (uint32_t)n / 16, 1};
-            p.x = b, p.y = y, p.workspace = workspace, p.rows = n, p.cols = k, p.n_segments = 1, p.chunk_bytes = m.bytes;
+            p.segments[0] = {m.overflow.empty() ? nullptr : upload(m.overflow), upload(std::vector<uint8_t>(m.symbols, m.symbols + 32)), upload(row_scales(scales)), (uint32_t)n / 16, 1};
+            p.y = y, p.workspace = workspace, p.rows = n, p.cols = k, p.n_segments = 1, p.chunk_bytes = m.bytes;
             for (size_t i = 0; i < batches.size(); i++) {
                 p.tokens = batches[i];
                 for (auto v : find(f, batches[i])) {
                     const double us = time_graph(stream, 2 * copies, [&](int c) {
                         ProductParams q = p;
-                        q.segments[0].chunks = chunks[c % copies];
-                        q.x = v->x_stages > 0 ? b : b8;
+                        q.chunks = chunks[c % copies];
+                        q.x = v->together == 0 ? b[i] : b8;
                         launch(*v, q, true, stream);
                     });
                     std::vector<uint16_t> out((size_t)batches[i] * n);
@@ -622,7 +727,8 @@ static void time_all(const std::vector<int>& batches, const std::vector<int>& wh
             for (auto p : chunks) cudaFree(p);
             cudaFree((void*)p.segments[0].overflow), cudaFree((void*)p.segments[0].symbols), cudaFree((void*)p.segments[0].scales);
         }
-        cudaFree(dx), cudaFree(b), cudaFree(b8), cudaFree(y);
+        for (auto p : b) cudaFree(p);
+        cudaFree(dx), cudaFree(b8), cudaFree(y);
     }
 }
 

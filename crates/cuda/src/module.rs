@@ -117,13 +117,21 @@ pub struct Launch {
     /// of it in the stream has finished, and waits where it says
     /// `griddepcontrol.wait`.
     pub dependent: bool,
+    /// Blocks of a cluster, which run at the same time; the grid is a multiple of it.
+    pub cluster: [u32; 3],
 }
 
 impl Launch {
     /// `n_blocks` blocks of `n_threads` threads, in one dimension.
     #[must_use]
     pub const fn new(n_blocks: u32, n_threads: u32) -> Self {
-        Self { grid: [n_blocks, 1, 1], block: [n_threads, 1, 1], shared_bytes: 0, dependent: false }
+        Self {
+            grid: [n_blocks, 1, 1],
+            block: [n_threads, 1, 1],
+            shared_bytes: 0,
+            dependent: false,
+            cluster: [1; 3],
+        }
     }
 
     /// With dynamic shared memory.
@@ -137,6 +145,52 @@ impl Launch {
     pub const fn dependent(self, dependent: bool) -> Self {
         Self { dependent, ..self }
     }
+
+    /// With clusters of blocks.
+    #[must_use]
+    pub const fn cluster(self, cluster: [u32; 3]) -> Self {
+        Self { cluster, ..self }
+    }
+
+    /// What the driver wants to know besides the sizes.
+    fn attributes(&self) -> Vec<sys::CUlaunchAttribute> {
+        use sys::CUlaunchAttributeID as Id;
+        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let empty = sys::CUlaunchAttributeValue { pad: [0; 64] };
+        let mut attributes = Vec::new();
+        if self.dependent {
+            let mut value = empty;
+            value.programmaticStreamSerializationAllowed = 1;
+            let id = Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+            attributes.push(attribute(id, value));
+        }
+        if self.cluster != [1; 3] {
+            let [x, y, z] = self.cluster;
+            let mut value = empty;
+            value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z };
+            attributes.push(attribute(Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, value));
+        }
+        attributes
+    }
+
+    fn config(
+        &self,
+        stream: sys::CUstream,
+        attributes: &mut [sys::CUlaunchAttribute],
+    ) -> sys::CUlaunchConfig {
+        sys::CUlaunchConfig {
+            gridDimX: self.grid[0],
+            gridDimY: self.grid[1],
+            gridDimZ: self.grid[2],
+            blockDimX: self.block[0],
+            blockDimY: self.block[1],
+            blockDimZ: self.block[2],
+            sharedMemBytes: self.shared_bytes,
+            hStream: stream,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
+        }
+    }
 }
 
 impl Function {
@@ -144,8 +198,8 @@ impl Function {
         Self { device: device.clone(), raw }
     }
 
-    /// Lets blocks have up to `bytes` of dynamic shared memory, and tells the
-    /// GPU to prefer shared memory to cache. Call it once, not for each launch.
+    /// Lets blocks have up to `bytes` of dynamic shared memory. Call it once, not
+    /// for each launch.
     ///
     /// # Errors
     ///
@@ -153,16 +207,28 @@ impl Function {
     pub fn allow_shared(&self, bytes: u32) -> Result<()> {
         use sys::CUfunction_attribute_enum as Attribute;
         self.device.bind()?;
-        let settings = [
-            (Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes as i32),
-            (Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100),
-        ];
-        for (attribute, value) in settings {
-            // SAFETY: the kernel is loaded as long as `self.device` is there.
-            unsafe { result::function::set_function_attribute(self.raw, attribute, value) }
-                .context("cuFuncSetAttribute")?;
-        }
-        Ok(())
+        let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: the kernel is loaded as long as `self.device` is there.
+        unsafe { result::function::set_function_attribute(self.raw, attribute, bytes as i32) }
+            .context("cuFuncSetAttribute")
+    }
+
+    /// Clusters of such a launch that the GPU holds at a time.
+    ///
+    /// # Errors
+    ///
+    /// What the driver reports.
+    pub fn clusters_at_once(&self, launch: Launch) -> Result<u32> {
+        self.device.bind()?;
+        let mut attributes = launch.attributes();
+        let config = launch.config(std::ptr::null_mut(), &mut attributes);
+        let mut found = 0;
+        // SAFETY: the kernel is loaded as long as `self.device` is there; `found`,
+        // the configuration and its attributes outlive the call.
+        unsafe { sys::cuOccupancyMaxActiveClusters(&raw mut found, self.raw, &raw const config) }
+            .result()
+            .context("cuOccupancyMaxActiveClusters")?;
+        Ok(found.max(0) as u32)
     }
 
     /// Blocks that one multiprocessor holds at a time.
@@ -203,26 +269,10 @@ impl Function {
         params: &P,
     ) -> Result<()> {
         self.device.bind()?;
-        let mut attribute = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { pad: [0; 64] },
-        };
-        attribute.value.programmaticStreamSerializationAllowed = 1;
-        let config = sys::CUlaunchConfig {
-            gridDimX: launch.grid[0],
-            gridDimY: launch.grid[1],
-            gridDimZ: launch.grid[2],
-            blockDimX: launch.block[0],
-            blockDimY: launch.block[1],
-            blockDimZ: launch.block[2],
-            sharedMemBytes: launch.shared_bytes,
-            hStream: stream.raw(),
-            attrs: &raw mut attribute,
-            numAttrs: u32::from(launch.dependent),
-        };
+        let mut attributes = launch.attributes();
+        let config = launch.config(stream.raw(), &mut attributes);
         let mut arguments: [*mut c_void; 1] = [std::ptr::from_ref(params).cast_mut().cast()];
-        // SAFETY: config, attribute and parameter outlive the call, which copies
+        // SAFETY: config, attributes and parameter outlive the call, which copies
         // them; the rest is the caller's obligation.
         unsafe {
             sys::cuLaunchKernelEx(

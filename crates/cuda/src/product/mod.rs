@@ -14,128 +14,14 @@ use crate::fixed::{CHUNK_COLS, CHUNK_ROWS, FixedMatrix, WeightFormat};
 use crate::module::{Function, Launch};
 use crate::stream::Stream;
 
+mod params;
+mod shape;
+
+use shape::{BATCH_TOKENS, Variants, Weights};
+
 /// Tokens that one product takes at most.
 pub const MAX_TOKENS: usize = 64;
-/// From this many tokens on activations lie in core matrices.
-const CORE_TOKENS: usize = 33;
 const MAX_SEGMENTS: usize = 3;
-const MAX_SLICES: usize = 16;
-const WARPS: usize = 8;
-
-/// `transom::Segment` of `kernels/params.h`.
-#[derive(Debug, Clone, Copy, Default)]
-#[repr(C)]
-struct SegmentParams {
-    chunks: u64,
-    overflow: u64,
-    symbols: u64,
-    scales: u64,
-    end_tile: u32,
-    scale_step: u32,
-}
-
-/// `transom::ProductParams`.
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-struct ProductParams {
-    segments: [SegmentParams; MAX_SEGMENTS],
-    x: u64,
-    y: u64,
-    bias: u64,
-    workspace: u64,
-    rows: u32,
-    cols: u32,
-    tokens: u32,
-    n_segments: u32,
-    chunk_bytes: u32,
-    unused: u32,
-}
-
-/// `transom::FragmentParams`.
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-struct FragmentParams {
-    x: u64,
-    out: u64,
-    cols: u32,
-    tokens: u32,
-    cores: u32,
-    unused: u32,
-}
-
-// As in kernels/params.h.
-const _: () = assert!(size_of::<SegmentParams>() == 40);
-const _: () = assert!(std::mem::offset_of!(SegmentParams, end_tile) == 32);
-const _: () = assert!(size_of::<ProductParams>() == 176);
-const _: () = assert!(std::mem::offset_of!(ProductParams, x) == 120);
-const _: () = assert!(std::mem::offset_of!(ProductParams, rows) == 152);
-const _: () = assert!(size_of::<FragmentParams>() == 32);
-
-/// One kernel and its shape (`kernels/product_kernels.cuh`).
-#[derive(Debug, Clone)]
-struct Variant {
-    function: Function,
-    /// Groups of 8 tokens.
-    groups: usize,
-    /// Strips of 16 rows a block.
-    together: usize,
-    /// Parts of K a block.
-    apart: usize,
-    /// Stages of the ring of activations.
-    x_stages: usize,
-    shared_bytes: u32,
-}
-
-impl Variant {
-    fn new(
-        device: &Device,
-        format: WeightFormat,
-        suffix: &str,
-        [groups, together, apart, x_stages]: [usize; 4],
-        chunk_bytes: usize,
-        n_slices: usize,
-    ) -> Result<Self> {
-        let function = device.function(&format!("product_{}_{suffix}", format.name()))?;
-        // As product_shared_bytes of kernels/product.cuh; two stages of weights.
-        let ring = (2 * chunk_bytes).next_multiple_of(128) * WARPS;
-        let plane = if format.is_dense() { 0 } else { 2048 * WARPS };
-        let x = apart * x_stages * groups * 2048;
-        let buffers = if groups <= 2 { 2 } else { 1 };
-        let sums = if x_stages == 0 {
-            buffers * together * sum_slots(n_slices, apart) * 512 * groups
-        } else {
-            0
-        };
-        let bytes = ring + plane + x + sums + 128 + WARPS * 2 * 8 + apart * x_stages * 16;
-        function.allow_shared(bytes as u32)?;
-        Ok(Self { function, groups, together, apart, x_stages, shared_bytes: bytes as u32 })
-    }
-
-    fn n_blocks(&self, n_tiles: usize, n_sms: usize) -> usize {
-        n_tiles.div_ceil(self.together).min(2 * n_sms)
-    }
-
-    /// Share of the blocks' time that has work.
-    fn fill(&self, n_tiles: usize, n_sms: usize) -> f64 {
-        let groups = n_tiles.div_ceil(self.together);
-        let rounds = groups.div_ceil(2 * n_sms).max(1);
-        groups as f64 / (rounds * 2 * n_sms) as f64
-    }
-
-    /// Sums of slices that are not in shared memory.
-    fn workspace_floats(&self, n_tiles: usize, n_sms: usize, n_slices: usize) -> usize {
-        if self.x_stages == 0 {
-            return 0;
-        }
-        let slots = sum_slots(n_slices, self.apart);
-        self.n_blocks(n_tiles, n_sms) * 2 * self.together * slots * self.groups * 128
-    }
-}
-
-fn sum_slots(n_slices: usize, apart: usize) -> usize {
-    let own = n_slices / apart;
-    n_slices - own + usize::from(own > 0)
-}
 
 /// Weights of one to three row segments in GPU memory, with the kernels for them.
 #[derive(Debug)]
@@ -144,17 +30,16 @@ pub struct Product {
     rows: usize,
     cols: usize,
     chunk_bytes: usize,
-    n_sms: usize,
+    /// Of all segments, one after the other.
+    chunks: DeviceBuffer<u8>,
     segments: Vec<Segment>,
     bias: Option<DeviceBuffer<u16>>,
-    /// For 8 tokens, 8 with two strips a block, 16, 32 and 64.
-    variants: [Variant; 5],
+    variants: Variants,
     fragments: Function,
 }
 
 #[derive(Debug)]
 struct Segment {
-    chunks: DeviceBuffer<u8>,
     overflow: DeviceBuffer<u32>,
     symbols: DeviceBuffer<u8>,
     scales: Option<DeviceBuffer<f32>>,
@@ -200,6 +85,10 @@ impl Product {
         let int8 = first.format.dtype() == transom::Dtype::I8;
         check("scales of segments", scales.len(), if int8 { matrices.len() } else { 0 })?;
         let (mut segments, mut rows) = (Vec::new(), 0);
+        let n_bytes = matrices.iter().map(|matrix| matrix.chunks.len()).sum();
+        // The kernels count in units of 16 bytes.
+        check("bytes of chunks", n_bytes, n_bytes.min(16 * u32::MAX as usize))?;
+        let mut chunks = Vec::with_capacity(n_bytes);
         for (i, matrix) in matrices.iter().enumerate() {
             check("columns of a segment", matrix.cols, first.cols)?;
             check("bytes of a chunk", matrix.chunk_bytes, first.chunk_bytes)?;
@@ -215,11 +104,13 @@ impl Product {
                         scale_step = 1;
                     }
                     check_range(matrix, scales)?;
-                    Some(stream.upload(scales)?)
+                    let scales: Vec<f32> =
+                        scales.iter().flat_map(|&scale| row_scale(scale)).collect();
+                    Some(stream.upload(&scales)?)
                 }
             };
+            chunks.extend_from_slice(&matrix.chunks);
             segments.push(Segment {
-                chunks: stream.upload(&matrix.chunks)?,
                 overflow: stream.upload(&matrix.overflow)?,
                 symbols: stream.upload(&matrix.symbols)?,
                 scales,
@@ -231,24 +122,21 @@ impl Product {
             check("bias", bias.len(), rows)?;
         }
         let (format, chunk_bytes) = (first.format, first.chunk_bytes);
-        let n_slices = n_slices(first.cols);
-        let variant =
-            |suffix, shape| Variant::new(device, format, suffix, shape, chunk_bytes, n_slices);
+        let weights = Weights {
+            format,
+            chunk_bytes,
+            n_tiles: rows.div_ceil(CHUNK_ROWS),
+            n_slices: shape::n_slices(first.cols),
+        };
         Ok(Self {
             format,
             rows,
             cols: first.cols,
             chunk_bytes,
-            n_sms: info.n_sms as usize,
+            chunks: stream.upload(&chunks)?,
             segments,
             bias: bias.map(|bias| stream.upload(bias)).transpose()?,
-            variants: [
-                variant("m8", [1, 1, 8, 0])?,
-                variant("m8_wide", [1, 2, 4, 0])?,
-                variant("m16", [2, 1, 8, 0])?,
-                variant("m32", [4, 1, 8, 0])?,
-                variant("m64", [8, 8, 1, 3])?,
-            ],
+            variants: Variants::new(device, weights)?,
             fragments: device.function("activation_fragments")?,
         })
     }
@@ -271,23 +159,6 @@ impl Product {
         self.format
     }
 
-    fn n_tiles(&self) -> usize {
-        self.rows.div_ceil(CHUNK_ROWS)
-    }
-
-    fn variant(&self, n_tokens: usize) -> &Variant {
-        let (n_tiles, n_sms) = (self.n_tiles(), self.n_sms);
-        let [m8, wide, m16, m32, m64] = &self.variants;
-        match n_tokens {
-            // Two strips a block where that wastes no block: fewer rounds.
-            0..=8 if wide.fill(n_tiles, n_sms) >= m8.fill(n_tiles, n_sms) => wide,
-            0..=8 => m8,
-            9..=16 => m16,
-            17..=32 => m32,
-            _ => m64,
-        }
-    }
-
     /// Memory for [`Product::run`] with up to `n_tokens` tokens.
     ///
     /// # Errors
@@ -295,13 +166,9 @@ impl Product {
     /// Out of memory.
     pub fn scratch(&self, device: &Device, n_tokens: usize) -> Result<Scratch> {
         let n_words = n_tokens.div_ceil(8) * self.cols.div_ceil(CHUNK_COLS) * 512;
-        let n_slices = n_slices(self.cols);
-        let floats = (self.variants.iter())
-            .map(|variant| variant.workspace_floats(self.n_tiles(), self.n_sms, n_slices))
-            .max();
         Ok(Scratch {
             x: DeviceBuffer::new(device, n_words)?,
-            workspace: DeviceBuffer::new(device, floats.unwrap_or(0))?,
+            workspace: DeviceBuffer::new(device, self.variants.workspace_floats())?,
         })
     }
 
@@ -329,24 +196,23 @@ impl Product {
         if n_words == 0 || self.rows == 0 {
             return Ok(());
         }
-        let variant = self.variant(n_tokens);
-        let floats = variant.workspace_floats(self.n_tiles(), self.n_sms, n_slices(self.cols));
+        let variant = self.variants.choose(n_tokens);
+        let floats = variant.workspace_floats;
         check("workspace", scratch.workspace.len(), scratch.workspace.len().max(floats))?;
-        let fragments = FragmentParams {
+        let fragments = params::Fragments {
             x: x.address(),
             out: scratch.x.address(),
             cols: self.cols as u32,
             tokens: n_tokens as u32,
-            cores: u32::from(n_tokens >= CORE_TOKENS),
+            cores: u32::from(n_tokens >= BATCH_TOKENS),
             unused: 0,
         };
         let launch = Launch::new((n_words / 4).div_ceil(256) as u32, 256).dependent(true);
         // SAFETY: the lengths were checked above, and freeing a buffer waits for the kernel.
         unsafe { self.fragments.launch(stream, launch, &fragments)? };
-        let mut segments = [SegmentParams::default(); MAX_SEGMENTS];
+        let mut segments = [params::Segment::default(); MAX_SEGMENTS];
         for (params, segment) in segments.iter_mut().zip(&self.segments) {
-            *params = SegmentParams {
-                chunks: segment.chunks.address(),
+            *params = params::Segment {
                 overflow: segment.overflow.address(),
                 symbols: segment.symbols.address(),
                 scales: segment.scales.as_ref().map_or(0, DeviceBuffer::address),
@@ -354,8 +220,9 @@ impl Product {
                 scale_step: segment.scale_step,
             };
         }
-        let params = ProductParams {
+        let params = params::Product {
             segments,
+            chunks: self.chunks.address(),
             x: scratch.x.address(),
             y: y.address(),
             bias: self.bias.as_ref().map_or(0, DeviceBuffer::address),
@@ -365,20 +232,28 @@ impl Product {
             tokens: n_tokens as u32,
             n_segments: self.segments.len() as u32,
             chunk_bytes: self.chunk_bytes as u32,
+            strips: variant.strips,
+            log_parts: variant.log_parts,
             unused: 0,
         };
-        let n_blocks = variant.n_blocks(self.n_tiles(), self.n_sms) as u32;
-        let launch =
-            Launch::new(n_blocks, 32 * WARPS as u32).shared(variant.shared_bytes).dependent(true);
         // SAFETY: the segments hold what `FixedMatrix` describes, the lengths of the
         // others were checked above, and freeing a buffer waits for the kernel.
-        unsafe { variant.function.launch(stream, launch, &params) }
+        unsafe { variant.function.launch(stream, variant.launch, &params) }
     }
 }
 
-/// As `slices` of `kernels/reduction.cuh`.
-fn n_slices(cols: usize) -> usize {
-    cols.div_ceil(256).clamp(1, MAX_SLICES)
+/// What the kernels multiply an INT8 row with: `transom::RowScale` of
+/// `kernels/params.h`, step and factor. Expects that every value fits FP16.
+fn row_scale(scale: f32) -> [f32; 2] {
+    if scale.abs() > f16::MAX.to_f32() {
+        // All values are zero.
+        return [0.0, 1.0];
+    }
+    let mut factor = 1.0;
+    while (scale / factor).abs() >= 1.0 / 32.0 {
+        factor *= 2.0;
+    }
+    [(f64::from(scale / factor) * 2.0_f64.powi(133)) as f32, factor]
 }
 
 /// Every dequantised value of an INT8 segment fits FP16.
@@ -400,4 +275,51 @@ fn length(what: &'static str, found: usize, expected: usize) -> Error {
 
 fn check(what: &'static str, found: usize, expected: usize) -> Result<()> {
     if found == expected { Ok(()) } else { Err(length(what, found, expected)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `dequantise` of `kernels/fixed.cuh`.
+    fn dequantise(q: i8, step: f32) -> f32 {
+        let u = (i16::from(q) + 128) as u32;
+        f32::from_bits(u << 16).mul_add(step, step * -(2.0_f32.powi(-126)))
+    }
+
+    fn check_scale(scale: f32) {
+        let [step, factor] = row_scale(scale);
+        assert!(step.is_finite() && factor >= 1.0, "{scale:e}: {step:e} {factor}");
+        for q in -128..=127_i8 {
+            let expected = f32::from(q) * scale;
+            let found = dequantise(q, step) * factor;
+            assert_eq!(found, expected, "{q} * {scale:e}");
+            let half = f16::from_f32(dequantise(q, step)).to_f32() * factor;
+            if expected.abs() <= f16::MAX.to_f32() {
+                assert_eq!(half, f16::from_f32(expected).to_f32(), "{q} * {scale:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_fused_multiply_add_dequantises_exactly() {
+        let mut bits = 0x2545_F491_4F6C_DD1D_u64;
+        for _ in 0..20_000 {
+            bits ^= bits << 13;
+            bits ^= bits >> 7;
+            bits ^= bits << 17;
+            // Scales from 2^-40 to 2^9.
+            let exponent = 87 + (bits >> 32) % 49;
+            check_scale(f32::from_bits((exponent as u32) << 23 | bits as u32 & 0x7F_FFFF));
+        }
+        for scale in [1.0, 0.031_249_998, 0.031_25, 515.0, 1e-40, -0.01, 0.0] {
+            check_scale(scale);
+        }
+    }
+
+    #[test]
+    fn a_scale_of_zeros_gives_zeros() {
+        let [step, factor] = row_scale(1e30);
+        assert_eq!(dequantise(0, step) * factor, 0.0);
+    }
 }

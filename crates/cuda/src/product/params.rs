@@ -1,0 +1,54 @@
+//! Launch parameters, as in `kernels/params.h`.
+
+use super::MAX_SEGMENTS;
+
+/// `transom::Segment`.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub(super) struct Segment {
+    pub overflow: u64,
+    pub symbols: u64,
+    pub scales: u64,
+    pub end_tile: u32,
+    pub scale_step: u32,
+}
+
+/// `transom::ProductParams`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(super) struct Product {
+    pub segments: [Segment; MAX_SEGMENTS],
+    pub chunks: u64,
+    pub x: u64,
+    pub y: u64,
+    pub bias: u64,
+    pub workspace: u64,
+    pub rows: u32,
+    pub cols: u32,
+    pub tokens: u32,
+    pub n_segments: u32,
+    pub chunk_bytes: u32,
+    pub strips: u32,
+    pub log_parts: u32,
+    pub unused: u32,
+}
+
+/// `transom::FragmentParams`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(super) struct Fragments {
+    pub x: u64,
+    pub out: u64,
+    pub cols: u32,
+    pub tokens: u32,
+    pub cores: u32,
+    pub unused: u32,
+}
+
+// As in kernels/params.h.
+const _: () = assert!(size_of::<Segment>() == 32);
+const _: () = assert!(std::mem::offset_of!(Segment, end_tile) == 24);
+const _: () = assert!(size_of::<Product>() == 168);
+const _: () = assert!(std::mem::offset_of!(Product, x) == 104);
+const _: () = assert!(std::mem::offset_of!(Product, rows) == 136);
+const _: () = assert!(size_of::<Fragments>() == 32);
