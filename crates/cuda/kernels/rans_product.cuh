@@ -2,6 +2,7 @@
 // multiply in one launch. A warp walks one slice of K of 16 rows.
 #pragma once
 
+#include "mma.cuh"
 #include "rans.cuh"
 #include "reduction.cuh"
 
@@ -26,16 +27,6 @@ struct ProductArgs {
 };
 
 #ifdef __CUDACC__
-
-template <bool kF16>
-__device__ __forceinline__ void mma(float* c, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    if constexpr (kF16)
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-    else
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 
 template <bool kF16>
 __device__ __forceinline__ float from_16(uint16_t bits) {

@@ -386,9 +386,35 @@ impl Rans {
         cols: Range<usize>,
         out: &mut DeviceBuffer<u16>,
     ) -> Result<()> {
-        need(matrix.dtype.elem_bytes() == 2, "an element type of one byte")?;
         let range = part(matrix, rows, cols)?;
         need_length("elements", out.len(), range.rows as usize * range.cols as usize)?;
+        self.decode_range(self.device.info().n_sms, stream, matrix, range, out)
+    }
+
+    /// [`Rans::decode`] on a part of the GPU's SMs; `out` may be longer.
+    #[expect(dead_code, reason = "prefill will decode ahead with it")]
+    pub(crate) fn decode_on(
+        &self,
+        n_sms: u32,
+        stream: &Stream,
+        matrix: &RansMatrix,
+        out: &DeviceBuffer<u16>,
+    ) -> Result<()> {
+        need_length("elements", out.len(), out.len().max(matrix.rows() * matrix.cols()))?;
+        let all = params::Range { row: 0, col: 0, rows: matrix.rows, cols: matrix.cols };
+        self.decode_range(n_sms, stream, matrix, all, out)
+    }
+
+    /// `out`: room for the range.
+    fn decode_range(
+        &self,
+        n_sms: u32,
+        stream: &Stream,
+        matrix: &RansMatrix,
+        range: params::Range,
+        out: &DeviceBuffer<u16>,
+    ) -> Result<()> {
+        need(matrix.dtype.elem_bytes() == 2, "an element type of one byte")?;
         let args = DecodeArgs {
             matrix: matrix.params(),
             out: out.address(),
@@ -396,7 +422,7 @@ impl Rans {
             range,
         };
         let n_units = range.rows / 16 * range.cols.div_ceil(UNIT_COLS);
-        let n_blocks = (2 * self.device.info().n_sms).min(n_units.div_ceil(16));
+        let n_blocks = (2 * n_sms).clamp(1, n_units.div_ceil(16));
         let launch =
             Launch::new(n_blocks, 512).shared(16 * DECODE_WARP_BYTES + matrix.table_bytes());
         // SAFETY: `out` has room for every element; freeing buffers waits for the kernel.
