@@ -2,7 +2,7 @@
 // accumulate in one launch, against the dense twin (same reduction) and cuBLAS.
 //
 //   nvcc -O3 -std=c++17 -gencode=arch=compute_90a,code=sm_90a -o rans_product rans_product.cu -lcublas
-//   ./rans_product [dump of a packed tensor ...]
+//   ./rans_product [--small | --profile] [dump of a packed tensor ...]
 #include <cublas_v2.h>
 #include <cuda_fp16.h>
 
@@ -40,6 +40,7 @@ static float from_f16(uint16_t h) { return __half2float(__ushort_as_half(h)); }
 
 struct Bench {
     int sms;
+    bool profile;
     cudaStream_t stream;
     cublasHandle_t blas;
 
@@ -122,16 +123,20 @@ struct Bench {
         printf(" err %.1e", sqrt(error / norm));
         const float one = 1, zero = 0;
         const auto type = int8 ? CUDA_R_16F : CUDA_R_16BF;
-        const double cublas = time_graph(stream, 2 * copies, [&](int i) {
+        const double cublas = profile ? 0 : time_graph(stream, 2 * copies, [&](int i) {
             CHECK(cublasGemmEx(blas, CUBLAS_OP_T, CUBLAS_OP_N, n, 1, k, &one, rows[i % copies], type, k, d_x, type, k, &zero, y, type, n,
                                CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
         });
-        const double twin_us = time_graph(stream, 2 * copies, [&](int i) { twin(args(i % copies, 1)); });
+        const double twin_us = profile ? 0 : time_graph(stream, 2 * copies, [&](int i) { twin(args(i % copies, 1)); });
         printf(" cublas %6.2f twin %6.2f |", cublas, twin_us);
         auto variant = [&](const char* label, int most, Lookup lookup, auto go) {
             if (of(lookup)[0].lookup == kGeneral) return;
             result(got, [&] { go(args(copies - 1, most, lookup)); });
             bool same = memcmp(got.data(), expected.data(), (size_t)most * n * 2) == 0;
+            if (profile) {
+                printf(" %s %s |", label, same ? "same" : "DIFFER");
+                return;
+            }
             for (size_t i = (size_t)most * n; i < got.size(); i++) same = same && got[i] == 0xFFFF;
             result(got, [&] { go(args(copies - 1, most - 3, lookup)); });
             same = same && memcmp(got.data(), expected.data(), (size_t)(most - 3) * n * 2) == 0 && got[(size_t)(most - 3) * n] == 0xFFFF;
@@ -181,15 +186,16 @@ int main(int argc, char** argv) {
     CHECK(cublasSetWorkspace(bench.blas, workspace, 64 << 20));
     printf("%s, %d SMs; bits in memory; a variant: M = 1, M = 8 or 64, speed-up over cublas at M = 1, weights a clock and SM at 1.98 GHz\n", device.name, bench.sms);
     std::random_device entropy;
-    const bool brief = argc > 1 && !strcmp(argv[1], "--brief");
-    const bool small = argc > 1 && !strcmp(argv[1], "--small"), quick = argc > 1 && !strcmp(argv[1], "--quick");
-    if (brief || small || quick) argc--, argv++;
+    // --small: shapes for a memory checker; --profile: one large shape, each variant once.
+    auto option = [&](const char* name) { return argc > 1 && !strcmp(argv[1], name); };
+    const bool small = option("--small"), profile = option("--profile");
+    bench.profile = profile;
+    if (small || profile) argc--, argv++;
     const std::pair<int, int> shapes[] = {{176, 1104}, {1024, 1024}, {4096, 4096}, {6144, 4096}, {4096, 14336}, {28672, 4096}, {8192, 8192}};
     for (int bytes : {2, 1})
         for (auto& shape : shapes) {
             if (bytes == 1 && shape.first == 8192) continue;
-            if (quick && shape.first != 176 && shape.first != 6144 && shape.first != 28672 && shape.second != 14336) continue;
-            if ((brief && shape.first != 28672) || (small && shape.first > 1024)) continue;
+            if ((profile && shape.first != 28672) || (small && shape.first > 1024)) continue;
             Tensor t = random_weights(shape.first, shape.second, bytes, entropy());
             bench.run(bytes == 2 ? "bf16" : "int8", t, pack(t, 12));
         }
