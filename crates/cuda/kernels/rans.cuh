@@ -235,14 +235,7 @@ struct Unit {
     Lane lane;
     uint32_t position;  // as in Matrix
     uint32_t taken;     // words that this lane has taken; only if not in_shared
-    uint32_t begin;     // shared address of the lane's first word; only if in_shared
     bool in_shared;
-
-    /// From now on words come from global memory.
-    __device__ __forceinline__ void leave_shared() {
-        taken = (lane.next - begin) / kRowBytes - 1;
-        in_shared = false;
-    }
 };
 
 /// The next unit, its words in shared memory.
@@ -256,7 +249,7 @@ __device__ __forceinline__ Unit take(Feeder<kRows, kBuffers, Next>& feeder) {
     unit.position = feeder.position1;
     unit.taken = 0;
     unit.in_shared = feeder.fits1;
-    unit.begin = feeder.buffer + feeder.turn * kRows * kRowBytes + 2 * feeder.lane;
+    const uint32_t begin = feeder.buffer + feeder.turn * kRows * kRowBytes + 2 * feeder.lane;
     if (kBuffers == 2) {
         feeder.turn ^= 1;
         feeder.stage();
@@ -264,8 +257,8 @@ __device__ __forceinline__ Unit take(Feeder<kRows, kBuffers, Next>& feeder) {
     feeder.fetch();
     wait_copies<kBuffers - 1>();
     __syncwarp();
-    asm volatile("ld.shared.u16 %0, [%1];" : "=r"(unit.lane.word) : "r"(unit.begin));
-    unit.lane.next = unit.begin + kRowBytes;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=r"(unit.lane.word) : "r"(begin));
+    unit.lane.next = begin + kRowBytes;
     return unit;
 }
 
@@ -277,8 +270,8 @@ __device__ __forceinline__ void block(const AnyTable& t, Lane& lane, uint32_t (&
     for (int i = 0; i < 8; i++) entries[i] = step(t, lane);
 }
 
-/// Decodes block number `at` of any unit, after leave_shared if it was in shared
-/// memory. `is_tail`: the last block of a tile.
+/// The symbols, a byte each, of block number `at` of any unit. `is_tail`: the last
+/// block of a tile.
 template <class AnyTable>
 __device__ __forceinline__ uint2 slow_symbols(const AnyTable& t, const uint4* words, Unit& unit, uint32_t at, int lane, bool is_tail) {
     const uint16_t* rows = (const uint16_t*)words + (size_t)(unit.position & ~kRawUnit) * (kRowBytes / 2);
@@ -293,6 +286,8 @@ __device__ __forceinline__ uint2 slow_symbols(const AnyTable& t, const uint4* wo
         uint32_t entry;
         if (is_tail && i >= 6) {
             entry = tail_symbol(t, unit.lane.x, lane, i - 6);
+        } else if (unit.in_shared) {
+            entry = step(t, unit.lane);
         } else {
             entry = t.advance(unit.lane.x);
             if (unit.lane.x < 1u << 16) unit.lane.x = unit.lane.x << 16 | rows[unit.taken++ * 32 + lane];

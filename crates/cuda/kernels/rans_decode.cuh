@@ -121,7 +121,6 @@ __device__ __forceinline__ void decode_body(const DecodeArgs& args) {
                 put(b + 1, entries, bits.z, bits.w);
                 if (b % 4 == 2) flush((b - 2) * 16);
             }
-            unit.leave_shared();
         }
 #pragma unroll 1
         for (; b < blocks; b++) {

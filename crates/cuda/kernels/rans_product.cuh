@@ -172,7 +172,6 @@ __device__ __forceinline__ void product_body(const ProductArgs& args) {
                         for (int g = 0; g < kGroups; g++) half[g] = make_uint2(v[g].z, v[g].w);
                         multiply(a, half);
                     }
-                    unit.leave_shared();
                 }
 #pragma unroll 1
                 for (; at < blocks; at++) {

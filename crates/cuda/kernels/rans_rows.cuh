@@ -30,8 +30,7 @@ constexpr int kRowsWarpBytes = 2 * kDecodeRows * kRowBytes;
 
 template <class AnyTable>
 __device__ __forceinline__ void any_block(const AnyTable& t, const Matrix& w, Unit& unit, uint32_t at, int lane, bool is_tail, uint32_t (&entries)[8]) {
-    if (is_tail && unit.in_shared) unit.leave_shared();
-    if (unit.in_shared) block(t, unit.lane, entries);
+    if (unit.in_shared && !is_tail) block(t, unit.lane, entries);
     else slow_block(t, w.words, unit, at, lane, is_tail, entries);
 }
 
