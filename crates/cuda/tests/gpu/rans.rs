@@ -426,3 +426,40 @@ fn product_equals_the_dense_one_bit_for_bit() {
         }
     }
 }
+
+#[test]
+fn int8_product_equals_the_dense_one_bit_for_bit() {
+    let Some(gpu) = Gpu::open() else { return };
+    let rans = Rans::new(&gpu.device).unwrap();
+    let mut random = Random::fresh();
+    // Entropies of 5.7 bits; of 7.5 bits, more words than a warp's buffer takes; of 2.
+    for ([rows, cols], sigma) in
+        [([16, 16], 13.0), ([208, 1168], 13.0), ([144, 4352], 50.0), ([128, 528], 1.0)]
+    {
+        let data: Vec<u8> = (0..rows * cols)
+            .map(|_| (sigma * normal(&mut random)).round().clamp(-128.0, 127.0) as i8 as u8)
+            .collect();
+        let scales: Vec<f32> =
+            (0..rows).map(|_| 0.003 * (0.3 * normal(&mut random)).exp()).collect();
+        let matrix = load(&gpu, &rans, Dtype::I8, [rows, cols], &data);
+        let dense = FixedMatrix::encode(WeightFormat::DenseInt8, 0, rows, cols, &data);
+        let device_scales = gpu.stream.upload(&scales).unwrap();
+        let twin = Product::new(&gpu.device, &gpu.stream, &[dense], &[scales], None).unwrap();
+        let x: Vec<u16> =
+            (0..64 * cols).map(|_| half::f16::from_f32(normal(&mut random)).to_bits()).collect();
+        for tokens in [1, 2, 8, 9, 16, 17, 32, 33, 64] {
+            let mut scratch = twin.scratch(&gpu.device, tokens).unwrap();
+            let plain = gpu.stream.upload(&x[..tokens * cols]).unwrap();
+            let mut expected = DeviceBuffer::filled(&gpu.device, tokens * rows, 0xFF).unwrap();
+            twin.run(&gpu.stream, &plain, &mut expected, tokens, &mut scratch).unwrap();
+            let fragments = gpu.stream.upload(&fragments(&x, tokens, cols)).unwrap();
+            let mut found = DeviceBuffer::filled(&gpu.device, tokens * rows, 0xAA).unwrap();
+            let scales = Some(&device_scales);
+            rans.product(&gpu.stream, &matrix, &fragments, tokens, scales, None, &mut found)
+                .unwrap();
+            let (expected, found) =
+                (gpu.stream.download(&expected).unwrap(), gpu.stream.download(&found).unwrap());
+            assert!(found == expected, "{rows} x {cols}, {tokens} tokens");
+        }
+    }
+}
