@@ -16,6 +16,7 @@ use crate::buffer::DeviceBuffer;
 use crate::device::Device;
 use crate::error::Error;
 use crate::module::{Function, Launch};
+use crate::product::params::Fragments;
 use crate::stream::Stream;
 use params::{
     BytesArgs, DECODE_WARP_BYTES, DecodeArgs, GatherArgs, LOAD_BYTES, LoadArgs, Matrix,
@@ -103,6 +104,7 @@ pub struct Rans {
     bytes: Pair,
     gather: Pair,
     gather_bytes: Pair,
+    fragments: Function,
     /// By ascending tokens, for each type.
     products: Vec<Product>,
     general_products: Vec<(Dtype, Function)>,
@@ -150,6 +152,12 @@ impl RansMatrix {
             + self.states.n_bytes()
             + self.positions.n_bytes()
             + self.raw.n_bytes()
+    }
+
+    /// Words of B fragments for a product with so many tokens.
+    #[must_use]
+    pub const fn fragment_words(&self, tokens: usize) -> usize {
+        tokens.div_ceil(8) * self.cols().div_ceil(128) * 512
     }
 
     fn params(&self) -> Matrix {
@@ -237,6 +245,7 @@ impl Rans {
             bytes: Pair::new(device, "rans_decode_bytes", max)?,
             gather: Pair::new(device, "rans_gather", max)?,
             gather_bytes: Pair::new(device, "rans_gather_bytes", max)?,
+            fragments: device.function("activation_fragments")?,
             products,
             general_products,
         })
@@ -392,7 +401,7 @@ impl Rans {
     }
 
     /// [`Rans::decode`] on a part of the GPU's SMs; `out` may be longer.
-    #[expect(dead_code, reason = "prefill will decode ahead with it")]
+    #[allow(dead_code, reason = "prefill will decode ahead with it")]
     pub(crate) fn decode_on(
         &self,
         n_sms: u32,
@@ -542,11 +551,48 @@ impl Rans {
         Ok(())
     }
 
+    /// `y = x * W^T + bias`: `x` is `[tokens][cols]`, `y` `[tokens][rows]`, of BF16 for BF16
+    /// weights and otherwise FP16; see [`Rans::product`] for the others. `scratch`: at
+    /// least [`RansMatrix::fragment_words`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Rans::product`].
+    #[allow(clippy::too_many_arguments)]
+    pub fn run(
+        &self,
+        stream: &Stream,
+        matrix: &RansMatrix,
+        x: &DeviceBuffer<u16>,
+        tokens: usize,
+        scales: Option<&DeviceBuffer<f32>>,
+        bias: Option<&DeviceBuffer<u16>>,
+        y: &mut DeviceBuffer<u16>,
+        scratch: &mut DeviceBuffer<u32>,
+    ) -> Result<()> {
+        need((1..=64).contains(&tokens), "a product of no tokens or more than 64")?;
+        let n_words = matrix.fragment_words(tokens);
+        need_length("activations", x.len(), tokens * matrix.cols())?;
+        need_length("words of scratch", scratch.len(), scratch.len().max(n_words))?;
+        let args = Fragments {
+            x: x.address(),
+            out: scratch.address(),
+            cols: matrix.cols,
+            tokens: tokens as u32,
+            cores: 0,
+            unused: 0,
+        };
+        let launch = Launch::new((n_words / 4).div_ceil(256) as u32, 256);
+        // SAFETY: the lengths were checked above; freeing buffers waits for the kernel.
+        unsafe { self.fragments.launch(stream, launch, &args)? };
+        self.product(stream, matrix, scratch, tokens, scales, bias, y)
+    }
+
     /// `y[tokens, rows] = x[tokens, cols] * W^T + bias`, in FP32, rounded to BF16 (BF16
     /// weights) or FP16 (FP16, and INT8 dequantised as `f16(q * scale)`).
     ///
-    /// `x` are the B fragments that the kernel `activation_fragments` makes, of
-    /// ceil(tokens / 8) groups. `scales` (INT8): one, or one a row. `bias`: one a row,
+    /// `x` are the B fragments that the kernel `activation_fragments` makes, at least
+    /// [`RansMatrix::fragment_words`]. `scales` (INT8): one, or one a row. `bias`: one a row,
     /// of the type of `y`.
     ///
     /// # Errors
@@ -570,8 +616,7 @@ impl Rans {
         )?;
         need(int8 == scales.is_some(), "INT8 without scales, or another type with scales,")?;
         need((1..=64).contains(&tokens), "a product of no tokens or more than 64")?;
-        let group_words = matrix.cols().div_ceil(128) * 4 * 32 * 4;
-        need_length("words of x", x.len(), tokens.div_ceil(8) * group_words)?;
+        need_length("words of x", x.len(), x.len().max(matrix.fragment_words(tokens)))?;
         need_length("elements of y", y.len(), tokens * matrix.rows())?;
         let n_scales = scales.map_or(1, DeviceBuffer::len);
         if n_scales != 1 {

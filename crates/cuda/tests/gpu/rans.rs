@@ -238,9 +238,11 @@ fn fp16_is_decoded_gathered_and_multiplied() {
             let plain = gpu.stream.upload(&x[..tokens * cols]).unwrap();
             let mut expected = DeviceBuffer::filled(&gpu.device, tokens * rows, 0xFF).unwrap();
             twin.run(&gpu.stream, &plain, &mut expected, tokens, &mut scratch).unwrap();
-            let fragments = gpu.stream.upload(&fragments(&x, tokens, cols)).unwrap();
+            let words = matrix.fragment_words(tokens);
+            let mut scratch = DeviceBuffer::filled(&gpu.device, words + 5, 0xFF).unwrap();
             let mut found = DeviceBuffer::filled(&gpu.device, tokens * rows, 0xAA).unwrap();
-            rans.product(&gpu.stream, &matrix, &fragments, tokens, None, None, &mut found).unwrap();
+            rans.run(&gpu.stream, &matrix, &plain, tokens, None, None, &mut found, &mut scratch)
+                .unwrap();
             let (expected, found) =
                 (gpu.stream.download(&expected).unwrap(), gpu.stream.download(&found).unwrap());
             assert!(found == expected, "{rows} x {cols}, {tokens} tokens");
