@@ -187,12 +187,37 @@ pub enum Weights<'a> {
     Rans(&'a Rans, Vec<RansMatrix>, Option<DeviceBuffer<f32>>),
 }
 
+/// Multiplies with the copy of that number: activations, result.
+type Multiply<'a> =
+    Box<dyn Fn(&Stream, usize, &DeviceBuffer<u16>, &mut DeviceBuffer<u16>) -> Result<()> + 'a>;
+
 impl Weights<'_> {
     const fn n_copies(&self) -> usize {
         match self {
             Self::Chunks(products) => products.len(),
             Self::Rans(_, matrices, _) => matrices.len(),
         }
+    }
+
+    fn multiply(&self, device: &Device, n_tokens: usize) -> Result<Multiply<'_>> {
+        Ok(match self {
+            Self::Chunks(products) => {
+                let scratch = RefCell::new(products[0].scratch(device, n_tokens)?);
+                Box::new(move |stream, i, x, y| {
+                    let product = &products[i % products.len()];
+                    product.run(stream, x, y, n_tokens, &mut scratch.borrow_mut())
+                })
+            }
+            Self::Rans(rans, matrices, scales) => {
+                let n_words = matrices[0].fragment_words(n_tokens);
+                let scratch = RefCell::new(DeviceBuffer::new(device, n_words)?);
+                Box::new(move |stream, i, x, y| {
+                    let (matrix, scales) = (&matrices[i % matrices.len()], scales.as_ref());
+                    let scratch = &mut scratch.borrow_mut();
+                    rans.run(stream, matrix, x, n_tokens, scales, None, y, scratch).map_err(of_rans)
+                })
+            }
+        })
     }
 }
 
@@ -221,8 +246,7 @@ pub struct ProductTimes {
 
 /// Times a product of up to 64 tokens in every layout and with cuBLAS, in turns.
 /// `dense` are copies of the weights for cuBLAS, `x` the activations. What brings
-/// activations into the order of the kernels is part of [`Product::run`] and so
-/// of the time, but for entropy-coded weights they are in that order already.
+/// activations into the order of the kernels is part of the time.
 ///
 /// # Errors
 ///
@@ -237,7 +261,6 @@ pub fn products(
     let shape = baseline.shape();
     let device = stream.device();
     let row_major = stream.upload(x)?;
-    let fragments = stream.upload(&fragments(x, shape.m, shape.k))?;
     let new_y = || DeviceBuffer::<u16>::filled(device, shape.m * shape.n, 0xFF).map(RefCell::new);
     let y = new_y()?;
     let (algorithm, _) = baseline.time(dense, &row_major, &mut y.borrow_mut(), Effort::FULL)?;
@@ -249,27 +272,8 @@ pub fn products(
     }));
     for (weights, y) in layouts.iter().zip(&outputs) {
         n_copies.push(weights.n_copies());
-        let (row_major, fragments) = (&row_major, &fragments);
-        jobs.push(match weights {
-            Weights::Chunks(products) => {
-                let scratch = RefCell::new(products[0].scratch(device, shape.m)?);
-                Box::new(move |stream, i| {
-                    let (mut y, mut scratch) = (y.borrow_mut(), scratch.borrow_mut());
-                    products[i % products.len()].run(
-                        stream,
-                        row_major,
-                        &mut y,
-                        shape.m,
-                        &mut scratch,
-                    )
-                })
-            }
-            Weights::Rans(rans, matrices, scales) => Box::new(move |stream, i| {
-                let (matrix, y) = (&matrices[i % matrices.len()], &mut y.borrow_mut());
-                rans.product(stream, matrix, fragments, shape.m, scales.as_ref(), None, y)
-                    .map_err(of_rans)
-            }),
-        });
+        let (multiply, x) = (weights.multiply(device, shape.m)?, &row_major);
+        jobs.push(Box::new(move |stream, i| multiply(stream, i, x, &mut y.borrow_mut())));
     }
     // SAFETY: buffers and kernels live beyond the call.
     let mut timings = unsafe { interleaved(stream, &jobs, &n_copies, Effort::FULL) }?;
@@ -287,7 +291,6 @@ pub fn products(
 /// turns: microseconds of a product of which each waits for the one before. If
 /// the matrix is square, the result of one is the input of the next; every 32
 /// products `x` is copied there again, lest numbers grow beyond bounds.
-/// Entropy-coded weights are left out.
 ///
 /// # Errors
 ///
@@ -327,16 +330,11 @@ pub fn chain(
         baseline.multiply(&algorithm, &dense[i % dense.len()], &x, &mut y)
     }));
     for (weights, buffers) in layouts.iter().zip(&own[1..]) {
-        // Entropy-coded weights take activations in another order than they give.
-        let Weights::Chunks(products) = weights else { continue };
         n_copies.push(weights.n_copies());
-        let scratch = RefCell::new(products[0].scratch(device, shape.m)?);
-        let turn = &turn;
+        let (multiply, turn) = (weights.multiply(device, shape.m)?, &turn);
         jobs.push(Box::new(move |stream, i| {
             let [from, to] = turn(i, buffers)?;
-            let (x, mut y) = (buffers[from].borrow(), buffers[to].borrow_mut());
-            let product = &products[i % products.len()];
-            product.run(stream, &x, &mut y, shape.m, &mut scratch.borrow_mut())
+            multiply(stream, i, &buffers[from].borrow(), &mut buffers[to].borrow_mut())
         }));
     }
     // SAFETY: buffers and kernels live beyond the call.
@@ -522,22 +520,4 @@ pub fn prefill(
         });
     }
     Ok(((fastest.clone(), timings.remove(0)), best))
-}
-
-/// Row-major activations as B fragments of `mma.m16n8k16`, in the order that
-/// `kernels/params.h` describes; what the kernel `activation_fragments` makes.
-#[must_use]
-pub fn fragments(x: &[u16], n_tokens: usize, cols: usize) -> Vec<u32> {
-    let at = |token: usize, col: usize| {
-        if token < n_tokens && col < cols { u32::from(x[token * cols + col]) } else { 0 }
-    };
-    let units = cols.div_ceil(128) * 4;
-    let mut out = Vec::with_capacity(n_tokens.div_ceil(8) * units * 128);
-    for (group, unit) in (0..n_tokens.div_ceil(8)).flat_map(|g| (0..units).map(move |u| (g, u))) {
-        for (lane, part) in (0..32).flat_map(|lane| (0..4).map(move |part| (lane, part))) {
-            let (token, col) = (group * 8 + lane / 4, unit * 32 + part * 8 + lane % 4 * 2);
-            out.push(at(token, col) | at(token, col + 1) << 16);
-        }
-    }
-    out
 }

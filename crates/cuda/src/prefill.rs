@@ -20,7 +20,7 @@ pub enum Weights<'a> {
     Dense(&'a DeviceBuffer<u16>),
     /// In the order of chunks, with one scale or one a row if they are INT8.
     Fixed(&'a DeviceMatrix, Option<&'a DeviceBuffer<f32>>),
-    /// Entropy-coded BF16.
+    /// Entropy-coded BF16 or FP16.
     Rans(&'a RansMatrix),
 }
 

@@ -14,7 +14,7 @@ use crate::fixed::{CHUNK_COLS, CHUNK_ROWS, FixedMatrix, WeightFormat};
 use crate::module::{Function, Launch};
 use crate::stream::Stream;
 
-mod params;
+pub(crate) mod params;
 mod shape;
 
 use shape::{BATCH_TOKENS, Variants, Weights};

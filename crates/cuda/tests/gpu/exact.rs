@@ -5,7 +5,6 @@ use std::rc::Rc;
 use half::{bf16, f16};
 use transom::{Dtype, Isa, Record, encode_record};
 use transom_cuda::DeviceBuffer;
-use transom_cuda::bench::fragments;
 use transom_cuda::cublas::{Cublas, Half, Shape};
 use transom_cuda::fixed::{FixedMatrix, WeightFormat};
 use transom_cuda::product::Product;
@@ -173,10 +172,14 @@ fn every_layout(gpu: &Gpu, rows: usize, cols: usize) {
                 };
                 let scales = (n_scales > 0).then(|| gpu.stream.upload(&scales).unwrap());
                 for n_tokens in [1, 8, 9, 33, 64] {
-                    let x = gpu.stream.upload(&fragments(&x, n_tokens, cols)).unwrap();
+                    let x = gpu.stream.upload(&x[..n_tokens * cols]).unwrap();
                     let n = n_tokens * rows;
                     let mut y = DeviceBuffer::filled(&gpu.device, n, 0xAA).unwrap();
-                    rans.product(&gpu.stream, &matrix, &x, n_tokens, scales.as_ref(), None, &mut y)
+                    let n_words = matrix.fragment_words(n_tokens);
+                    let mut scratch = DeviceBuffer::filled(&gpu.device, n_words, 0xFF).unwrap();
+                    let scales = scales.as_ref();
+                    let stream = &gpu.stream;
+                    rans.run(stream, &matrix, &x, n_tokens, scales, None, &mut y, &mut scratch)
                         .unwrap();
                     assert!(
                         gpu.stream.download(&y).unwrap() == expected[..n],

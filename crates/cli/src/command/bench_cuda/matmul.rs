@@ -56,10 +56,6 @@ pub(crate) fn matmul(args: &BenchMatmul) -> anyhow::Result<Outcome> {
             if args.chain || !few.is_empty() {
                 let mut subjects = Vec::new();
                 for (layout, host) in &hosts {
-                    // A chain has no step that puts results into the order of its activations.
-                    if args.chain && *layout == LayoutName::Rans {
-                        continue;
-                    }
                     match host.weights(&gpu, &rans) {
                         Err(error) if is_unsupported(&error, dtype.name()) => {}
                         weights => subjects.push(Subject::new(*layout, weights?)),
