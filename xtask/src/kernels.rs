@@ -19,6 +19,7 @@ const MEASURED: &str = "90a";
 const BUDGETS: &[Budget] = &[
     Budget { prefix: "probe_", registers: 64, matrix: false },
     Budget { prefix: "activation_fragments", registers: 64, matrix: false },
+    Budget { prefix: "fixed_decode_", registers: 128, matrix: false },
     Budget { prefix: "rans_product", registers: 128, matrix: true },
     Budget { prefix: "rans_", registers: 128, matrix: false },
     Budget { prefix: "product_", registers: 128, matrix: true },

@@ -234,7 +234,12 @@ in trained models. They are read cold: each run takes another copy, so that no
 cache holds it. All layouts must give identical bits; exit code 1 means that
 they do not. Runs of the layouts are interleaved; the result is the median of
 at least five runs and half a second; on a GPU, of eleven replays of a graph of
-many launches, and the baseline is the fastest algorithm of cuBLAS.")]
+many launches, and the baseline is the fastest algorithm of cuBLAS with dense
+weights, for INT8 in FP16.
+
+On a GPU, more than 64 tokens are a prompt: weights are decoded ahead of the
+products of cuBLAS, several numbers of multiprocessors are tried, and the result
+is the fastest, in microseconds a product of a sequence.")]
 pub struct BenchMatmul {
     /// Where to multiply
     #[arg(long, value_name = "DEVICE", value_enum, default_value = "cpu")]
@@ -258,6 +263,12 @@ pub struct BenchMatmul {
     /// Element types to measure
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_enum, default_value = "bf16")]
     pub dtype: Vec<WeightName>,
+    /// Products of one token of which each waits for the one before (GPU only)
+    #[arg(long, conflicts_with = "batch")]
+    pub chain: bool,
+    /// Take the BF16 weights of this checkpoint, packed or not, instead of synthetic ones (GPU only)
+    #[arg(long, value_name = "PATH")]
+    pub weights: Option<PathBuf>,
     #[command(flatten)]
     pub threads: Threads,
     #[command(flatten)]
@@ -270,12 +281,26 @@ pub struct BenchMatmul {
 /// `transom bench decode`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Also measures how fast the GPU reads and copies its memory, to which every
-speed is compared.")]
+Decodes BF16, FP16 and INT8 weights to dense ones, INT8 as it is and to FP16.
+GB/s are of what is written. Also measures how fast the GPU reads and copies its
+memory. What is decoded must be the original; exit code 1 means that it is not.")]
 pub struct BenchDecode {
     /// Where to decode
     #[arg(long, value_name = "DEVICE", value_enum, default_value = "cuda")]
     pub device: DeviceName,
+    /// Matrices to decode: llama-8b, llama-70b, or ROWSxCOLS
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "4096x4096,28672x4096"
+    )]
+    pub shapes: Vec<Shapes>,
+    /// Take the BF16 weights of this checkpoint, packed or not, instead of synthetic ones
+    #[arg(long, value_name = "PATH")]
+    pub weights: Option<PathBuf>,
+    #[command(flatten)]
+    pub threads: Threads,
     #[command(flatten)]
     pub json: Json,
     /// Also write the table as CSV
@@ -374,6 +399,8 @@ pub enum WeightName {
     Bf16,
     /// IEEE half precision
     F16,
+    /// Integers of 8 bits with a scale (GPU only)
+    Int8,
 }
 
 impl WeightName {
@@ -382,6 +409,7 @@ impl WeightName {
         match self {
             Self::Bf16 => "bf16",
             Self::F16 => "f16",
+            Self::Int8 => "int8",
         }
     }
 }

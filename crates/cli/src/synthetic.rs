@@ -7,27 +7,38 @@ use crate::args::WeightName;
 /// Values that a row picks its weights from; a power of two.
 const POOL: usize = 1 << 16;
 
+/// Scale of the INT8 weights, for which they are again around 0.02.
+pub(crate) const INT8_SCALE: f32 = 0.02 / INT8_SPREAD;
+/// Typical standard deviation of INT8 weights.
+const INT8_SPREAD: f32 = 12.5;
+
 /// A `rows` x `cols` matrix, row-major, as little-endian elements: Gaussian,
 /// with a standard deviation that differs from row to row around 0.02. In
 /// BF16 its exponents have 2.6 to 2.7 bits of entropy, as those of trained
-/// models have. The same arguments give the same bytes.
+/// models have; in INT8, with [`INT8_SCALE`] for all rows, its elements have 5.5
+/// to 6. The same arguments give the same bytes.
 pub(crate) fn weights(dtype: WeightName, rows: usize, cols: usize, seed: u64) -> Vec<u8> {
     let mut random = SplitMix(seed);
     let pool: Vec<f32> = (0..POOL).map(|_| random.gaussian()).collect();
-    let mut bytes = vec![0; rows * cols * 2];
-    bytes.par_chunks_mut((cols * 2).max(2)).enumerate().for_each(|(row, bytes)| {
+    let size = if dtype == WeightName::Int8 { 1 } else { 2 };
+    let mut bytes = vec![0; rows * cols * size];
+    bytes.par_chunks_mut((cols * size).max(size)).enumerate().for_each(|(row, bytes)| {
         let mut random = SplitMix(seed ^ (row as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let spread = 0.02 * (0.35 * random.gaussian()).exp();
-        for run in bytes.chunks_mut(512) {
+        for run in bytes.chunks_mut(256 * size) {
             // Another place of the pool every 256 weights.
             let start = random.next() as usize;
-            for (i, element) in run.chunks_exact_mut(2).enumerate() {
+            for (i, element) in run.chunks_exact_mut(size).enumerate() {
                 let value = spread * pool[start.wrapping_add(i) % POOL];
                 let word = match dtype {
                     WeightName::Bf16 => half::bf16::from_f32(value).to_bits(),
                     WeightName::F16 => half::f16::from_f32(value).to_bits(),
+                    WeightName::Int8 => {
+                        let q = (value / INT8_SCALE).round().clamp(-127.0, 127.0) as i8;
+                        u16::from(q as u8)
+                    }
                 };
-                element.copy_from_slice(&word.to_le_bytes());
+                element.copy_from_slice(&word.to_le_bytes()[..size]);
             }
         }
     });
@@ -77,6 +88,15 @@ mod tests {
         statistics.add(&bytes);
         let entropy = statistics.histogram(0).entropy();
         assert!((2.6..2.7).contains(&entropy), "{entropy}");
+    }
+
+    #[test]
+    fn integers_have_the_entropy_of_trained_weights() {
+        let bytes = weights(WeightName::Int8, 512, 1024, 7);
+        let mut statistics = TensorStatistics::new(Dtype::I8);
+        statistics.add(&bytes);
+        let entropy = statistics.histogram(0).entropy();
+        assert!((5.5..6.0).contains(&entropy), "{entropy}");
     }
 
     #[test]

@@ -116,18 +116,10 @@ __device__ __forceinline__ uint32_t dequantise(uint32_t bytes, uint32_t selector
     return out;
 }
 
-/// Decodes four of the eight k16 steps of a chunk: a[4 * step + register].
+/// Keys of four of the eight k16 steps of a chunk, two words a step: four elements of the upper row, four of the lower
+/// (INT8: values plus 128). Escaped elements have the window of their row.
 template <WeightFormat kFormat, int kHalf>
-__device__ __forceinline__ void decode_half(const uint8_t* chunk, const uint8_t* plane, int lane, float step0, float step1, uint32_t* a) {
-    if constexpr (kFormat == kDenseBf16 || kFormat == kDenseF16) {
-#pragma unroll
-        for (int s = 0; s < 4; s++) {
-            const uint4 v = ((const uint4*)chunk)[(4 * kHalf + s) * 32 + lane];
-            a[4 * s] = v.x, a[4 * s + 1] = v.y, a[4 * s + 2] = v.z, a[4 * s + 3] = v.w;
-        }
-        return;
-    }
-    uint32_t e[8];  // two words a step: four elements of the upper row, four of the lower
+__device__ __forceinline__ void keys_half(const uint8_t* chunk, int lane, uint32_t* e) {
     if constexpr (kFormat == kDenseInt8) {
 #pragma unroll
         for (int j = 0; j < 2; j++) {
@@ -178,6 +170,57 @@ __device__ __forceinline__ void decode_half(const uint8_t* chunk, const uint8_t*
 #pragma unroll
             for (int j = 0; j < 4; j++) e[2 * j] += upper, e[2 * j + 1] += lower;
         }
+    }
+}
+
+/// Puts the raw bits of BF16 or FP16 to the keys: a[4 * step + register].
+template <WeightFormat kFormat, int kHalf>
+__device__ __forceinline__ void join_half(const uint8_t* chunk, int lane, uint32_t* e, uint32_t* a) {
+    if constexpr (kFormat == kFixedF16x3) {
+        // Sign and top two bits of the mantissa.
+        uint32_t words[3];
+        load3(chunk + 2048 + 768, kHalf, lane, words);
+#pragma unroll
+        for (int s = 0; s < 4; s++) {
+            const uint32_t codes = codes3(words, s);
+            e[2 * s] |= __byte_perm(0x03020100u, 0x83828180u, codes);
+            e[2 * s + 1] |= __byte_perm(0x03020100u, 0x83828180u, codes >> 16);
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        const uint4 v = ((const uint4*)chunk)[(2 * kHalf + j) * 32 + lane];
+        const uint32_t raw[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (int q = 0; q < 4; q++) {
+            const int at = 8 * j + q / 2 * 4 + q % 2;
+            if constexpr (kFormat == kFixedF16x3) {
+                a[at] = __byte_perm(raw[q], e[4 * j + q], 0x5140);
+                a[at + 2] = __byte_perm(raw[q], e[4 * j + q], 0x7362);
+            } else {
+                // A raw byte has the mantissa and the sign of the pair's other element.
+                const uint32_t first = __byte_perm(raw[q], e[4 * j + q], 0x5140), second = __byte_perm(raw[q], e[4 * j + q], 0x7362);
+                a[at] = __funnelshift_r(first, first, 1);
+                a[at + 2] = __funnelshift_r(second, second, 1);
+            }
+        }
+    }
+}
+
+/// Decodes four of the eight k16 steps of a chunk: a[4 * step + register].
+template <WeightFormat kFormat, int kHalf>
+__device__ __forceinline__ void decode_half(const uint8_t* chunk, const uint8_t* plane, int lane, float step0, float step1, uint32_t* a) {
+    if constexpr (kFormat == kDenseBf16 || kFormat == kDenseF16) {
+#pragma unroll
+        for (int s = 0; s < 4; s++) {
+            const uint4 v = ((const uint4*)chunk)[(4 * kHalf + s) * 32 + lane];
+            a[4 * s] = v.x, a[4 * s + 1] = v.y, a[4 * s + 2] = v.z, a[4 * s + 3] = v.w;
+        }
+        return;
+    }
+    uint32_t e[8];
+    keys_half<kFormat, kHalf>(chunk, lane, e);
+    if constexpr (!is_dense(kFormat)) {
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             const uint4 v = ((const uint4*)plane)[(2 * kHalf + j) * 32 + lane];
@@ -192,35 +235,7 @@ __device__ __forceinline__ void decode_half(const uint8_t* chunk, const uint8_t*
             a[j / 2 * 4 + j % 2 + 2] = dequantise(e[j], 0x4244, 0x4344, step);
         }
     } else {
-        if constexpr (kFormat == kFixedF16x3) {
-            // Sign and top two bits of the mantissa.
-            uint32_t words[3];
-            load3(chunk + 2048 + 768, kHalf, lane, words);
-#pragma unroll
-            for (int s = 0; s < 4; s++) {
-                const uint32_t codes = codes3(words, s);
-                e[2 * s] |= __byte_perm(0x03020100u, 0x83828180u, codes);
-                e[2 * s + 1] |= __byte_perm(0x03020100u, 0x83828180u, codes >> 16);
-            }
-        }
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-            const uint4 v = ((const uint4*)chunk)[(2 * kHalf + j) * 32 + lane];
-            const uint32_t raw[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-            for (int q = 0; q < 4; q++) {
-                const int at = 8 * j + q / 2 * 4 + q % 2;
-                if constexpr (kFormat == kFixedF16x3) {
-                    a[at] = __byte_perm(raw[q], e[4 * j + q], 0x5140);
-                    a[at + 2] = __byte_perm(raw[q], e[4 * j + q], 0x7362);
-                } else {
-                    // A raw byte has the mantissa and the sign of the pair's other element.
-                    const uint32_t first = __byte_perm(raw[q], e[4 * j + q], 0x5140), second = __byte_perm(raw[q], e[4 * j + q], 0x7362);
-                    a[at] = __funnelshift_r(first, first, 1);
-                    a[at + 2] = __funnelshift_r(second, second, 1);
-                }
-            }
-        }
+        join_half<kFormat, kHalf>(chunk, lane, e, a);
     }
 }
 

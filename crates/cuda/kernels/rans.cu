@@ -7,35 +7,41 @@
 
 using namespace transom::rans;
 
-static_assert(sizeof(Matrix) == 72 && offsetof(Matrix, rows) == 48, "mirrored in Rust");
-static_assert(sizeof(LoadArgs) == 104 && offsetof(LoadArgs, rows) == 80, "mirrored in Rust");
-static_assert(sizeof(DecodeArgs) == 88, "mirrored in Rust");
-static_assert(sizeof(BytesArgs) == 88 && offsetof(BytesArgs, flip) == 80, "mirrored in Rust");
-static_assert(sizeof(GatherArgs) == 96 && offsetof(GatherArgs, n_ids) == 88, "mirrored in Rust");
-static_assert(sizeof(ProductArgs) == 128 && offsetof(ProductArgs, tokens) == 112, "mirrored in Rust");
+static_assert(sizeof(Matrix) == 64 && offsetof(Matrix, rows) == 40, "mirrored in Rust");
+static_assert(sizeof(LoadArgs) == 96 && offsetof(LoadArgs, rows) == 64, "mirrored in Rust");
+static_assert(sizeof(DecodeArgs) == 96, "mirrored in Rust");
+static_assert(sizeof(BytesArgs) == 96 && offsetof(BytesArgs, flip) == 88, "mirrored in Rust");
+static_assert(sizeof(GatherArgs) == 88 && offsetof(GatherArgs, n_ids) == 80, "mirrored in Rust");
+static_assert(sizeof(ProductArgs) == 120 && offsetof(ProductArgs, tokens) == 104, "mirrored in Rust");
 
 extern "C" {
 
-__global__ void __launch_bounds__(32 * kLoadWarps) rans_load(const __grid_constant__ LoadArgs args) { load_body<false>(args); }
-__global__ void __launch_bounds__(32 * kLoadWarps) rans_load_general(const __grid_constant__ LoadArgs args) { load_body<true>(args); }
+__global__ void __launch_bounds__(32 * kLoadWarps) rans_load(const __grid_constant__ LoadArgs args) { load_body<Slots>(args); }
+__global__ void __launch_bounds__(32 * kLoadWarps) rans_load_general(const __grid_constant__ LoadArgs args) { load_body<General>(args); }
 
-__global__ void __launch_bounds__(512, 2) rans_decode_bf16(const __grid_constant__ DecodeArgs args) { decode_body<false, 16>(args); }
-__global__ void __launch_bounds__(512, 2) rans_decode_bf16_general(const __grid_constant__ DecodeArgs args) { decode_body<true, 16>(args); }
+__global__ void __launch_bounds__(512, 2) rans_decode(const __grid_constant__ DecodeArgs args) { decode_body<Slots, 16>(args); }
+__global__ void __launch_bounds__(512, 2) rans_decode_general(const __grid_constant__ DecodeArgs args) { decode_body<General, 16>(args); }
 
-__global__ void __launch_bounds__(32 * kRowsWarps) rans_decode_bytes(const __grid_constant__ BytesArgs args) { bytes_body<false>(args); }
-__global__ void __launch_bounds__(32 * kRowsWarps) rans_decode_bytes_general(const __grid_constant__ BytesArgs args) { bytes_body<true>(args); }
+__global__ void __launch_bounds__(32 * kRowsWarps) rans_decode_bytes(const __grid_constant__ BytesArgs args) { bytes_body<Slots>(args); }
+__global__ void __launch_bounds__(32 * kRowsWarps) rans_decode_bytes_general(const __grid_constant__ BytesArgs args) { bytes_body<General>(args); }
 
-__global__ void __launch_bounds__(32 * kRowsWarps) rans_gather_bf16(const __grid_constant__ GatherArgs args) { gather_body<false>(args); }
-__global__ void __launch_bounds__(32 * kRowsWarps) rans_gather_bf16_general(const __grid_constant__ GatherArgs args) { gather_body<true>(args); }
+__global__ void __launch_bounds__(32 * kRowsWarps) rans_gather(const __grid_constant__ GatherArgs args) { gather_body<Slots, 2>(args); }
+__global__ void __launch_bounds__(32 * kRowsWarps) rans_gather_general(const __grid_constant__ GatherArgs args) { gather_body<General, 2>(args); }
+__global__ void __launch_bounds__(32 * kRowsWarps) rans_gather_bytes(const __grid_constant__ GatherArgs args) { gather_body<Slots, 1>(args); }
+__global__ void __launch_bounds__(32 * kRowsWarps) rans_gather_bytes_general(const __grid_constant__ GatherArgs args) { gather_body<General, 1>(args); }
 
 // The number is that of tokens at most; more of them leave room for one block an SM.
-__global__ void __launch_bounds__(512, 2) rans_product_bf16_8(const __grid_constant__ ProductArgs args) { product_body<kBf16, false, 16, 8>(args); }
-__global__ void __launch_bounds__(512, 1) rans_product_bf16_32(const __grid_constant__ ProductArgs args) { product_body<kBf16, false, 16, 32>(args); }
-__global__ void __launch_bounds__(512, 1) rans_product_bf16_64(const __grid_constant__ ProductArgs args) { product_body<kBf16, false, 16, 64>(args); }
-__global__ void __launch_bounds__(512, 1) rans_product_bf16_64_general(const __grid_constant__ ProductArgs args) { product_body<kBf16, true, 16, 64>(args); }
-__global__ void __launch_bounds__(512, 2) rans_product_int8_8(const __grid_constant__ ProductArgs args) { product_body<kInt8, false, 16, 8>(args); }
-__global__ void __launch_bounds__(512, 1) rans_product_int8_32(const __grid_constant__ ProductArgs args) { product_body<kInt8, false, 16, 32>(args); }
-__global__ void __launch_bounds__(512, 1) rans_product_int8_64(const __grid_constant__ ProductArgs args) { product_body<kInt8, false, 16, 64>(args); }
-__global__ void __launch_bounds__(512, 1) rans_product_int8_64_general(const __grid_constant__ ProductArgs args) { product_body<kInt8, true, 16, 64>(args); }
+__global__ void __launch_bounds__(512, 2) rans_product_bf16_8(const __grid_constant__ ProductArgs args) { product_body<kBf16, Slots, 16, 2, 8>(args); }
+__global__ void __launch_bounds__(512, 1) rans_product_bf16_32(const __grid_constant__ ProductArgs args) { product_body<kBf16, Slots, 16, 2, 32>(args); }
+__global__ void __launch_bounds__(512, 1) rans_product_bf16_64(const __grid_constant__ ProductArgs args) { product_body<kBf16, Slots, 16, 2, 64>(args); }
+__global__ void __launch_bounds__(512, 1) rans_product_bf16_64_general(const __grid_constant__ ProductArgs args) { product_body<kBf16, General, 16, 2, 64>(args); }
+__global__ void __launch_bounds__(512, 2) rans_product_f16_8(const __grid_constant__ ProductArgs args) { product_body<kF16, Slots, 16, 2, 8>(args); }
+__global__ void __launch_bounds__(512, 1) rans_product_f16_32(const __grid_constant__ ProductArgs args) { product_body<kF16, Slots, 16, 2, 32>(args); }
+__global__ void __launch_bounds__(512, 1) rans_product_f16_64(const __grid_constant__ ProductArgs args) { product_body<kF16, Slots, 16, 2, 64>(args); }
+__global__ void __launch_bounds__(512, 1) rans_product_f16_64_general(const __grid_constant__ ProductArgs args) { product_body<kF16, General, 16, 2, 64>(args); }
+__global__ void __launch_bounds__(512, 2) rans_product_int8_8(const __grid_constant__ ProductArgs args) { product_body<kInt8, Slots, 16, 1, 8>(args); }
+__global__ void __launch_bounds__(512, 1) rans_product_int8_32(const __grid_constant__ ProductArgs args) { product_body<kInt8, Slots, 16, 1, 32>(args); }
+__global__ void __launch_bounds__(512, 1) rans_product_int8_64(const __grid_constant__ ProductArgs args) { product_body<kInt8, Slots, 16, 1, 64>(args); }
+__global__ void __launch_bounds__(512, 1) rans_product_int8_64_general(const __grid_constant__ ProductArgs args) { product_body<kInt8, General, 16, 1, 64>(args); }
 
 }  // extern "C"

@@ -1,6 +1,7 @@
 // Record -> matrix in device memory: parses and checks every tile's stream, finds
 // the entry points, and brings words and raw bits into the order of the lanes.
 // One warp a tile. The words are read where they lie, whatever their alignment.
+// Twice: first how many rows of words each unit has, then the words themselves.
 #pragma once
 
 #include "rans.cuh"
@@ -13,29 +14,20 @@ enum TileError : uint32_t { kStreamBytes = 1, kStatesPadding, kOutOfWords, kWord
 struct LoadArgs {
     const uint8_t* tiles;          // the record from its first tile on
     const uint64_t* tile_starts;   // [tile + 1], bytes from `tiles`
-    const uint32_t* word_starts;   // [tile], see load_words
     const uint4* table;
-    uint16_t* words;               // room for the words of each tile, and 1024 bytes
+    uint4* words;                  // null: measure
     uint32_t* states;
-    uint8_t* counts;
-    uint32_t* positions;
+    uint32_t* positions;           // as in Matrix; when measuring, rows of words of each unit | kRawUnit
     uint4* raw;                    // null if elements have one byte
     unsigned long long* first_bad; // minimum of tile << 8 | TileError
-    uint32_t rows, cols, prob_bits, general, entry_bytes, n_tiles;
+    uint32_t rows, cols, prob_bits, table_bytes, one, n_tiles;
+    uint32_t f16, unused;
 };
-
-/// Words to set aside for a tile of `units` units and `n` elements, whose stream has
-/// n_stream bytes (n if it is not coded): each unit begins at a multiple of 8 words.
-__host__ __device__ inline uint32_t load_words(uint32_t n_stream, uint32_t units, uint32_t n, bool is_raw) {
-    (void)n;
-    return is_raw ? units * kUnitBlocks * 128 : (n_stream / 2 + 8 * units + 7) / 8 * 8;
-}
 
 #ifdef __CUDACC__
 
 constexpr int kLoadWarps = 8;
-constexpr int kLoadStride = 130;  // u16 a lane of the words of a unit on their way; 65 words, so that banks differ
-constexpr int kLoadBytes = 32 * kLoadStride * 2;
+constexpr int kLoadBytes = 8 * kUnitBlocks * kRowBytes;  // the most words that a unit can have
 
 /// `n_bits` bits from bit `at` on, byte after byte.
 __device__ __forceinline__ uint32_t take_bits(const uint8_t* bytes, uint32_t at, uint32_t n_bits) {
@@ -44,8 +36,8 @@ __device__ __forceinline__ uint32_t take_bits(const uint8_t* bytes, uint32_t at,
     return (uint32_t)(window >> (at % 8)) & (uint32_t)((1ull << n_bits) - 1);
 }
 
-template <bool kGeneral>
-__device__ inline uint32_t load_tile(const LoadArgs& args, const Params& params, uint32_t tile, uint16_t* taken, int lane) {
+template <class AnyTable>
+__device__ inline uint32_t load_tile(const LoadArgs& args, const AnyTable& table, uint32_t tile, uint16_t* taken, int lane) {
     const uint32_t across = (args.cols + kTileCols - 1) / kTileCols, units = units_across(args.cols);
     const uint32_t row = tile / across * kTileRows, col = tile % across * kTileCols;
     const uint32_t strips = min((uint32_t)kTileRows, args.rows - row) / 16, blocks = min((uint32_t)kTileCols, args.cols - col) / 16;
@@ -55,7 +47,7 @@ __device__ inline uint32_t load_tile(const LoadArgs& args, const Params& params,
     const uint32_t n_stream = n_bytes - (args.raw ? n : 0);
     const bool is_raw = n_stream == n;
     // Raw bits, to the lanes that need them.
-    if (args.raw) {
+    if (args.raw && args.words) {
         const uint8_t* raw = stored + n_stream + lane;
         for (uint32_t i = 0; i < strips * blocks; i++) {
             const uint32_t c = col + 16 * (i % blocks);
@@ -63,10 +55,9 @@ __device__ inline uint32_t load_tile(const LoadArgs& args, const Params& params,
 #pragma unroll
             for (int j = 0; j < 8; j++) bytes[j] = raw[i * 256 + 32 * j];
             uint2* to = (uint2*)(args.raw + ((size_t)(row / 16 + i / blocks) * units * 8 + c / 32) * 32 + lane) + (c / 16) % 2;
-            *to = make_uint2(spread_raw(bytes), spread_raw(bytes + 4));
+            *to = make_uint2(spread_raw(bytes, args.f16), spread_raw(bytes + 4, args.f16));
         }
     }
-    uint32_t position = args.word_starts[tile];
     uint32_t x = 0, n_states = 0, n_words = 0;
     if (!is_raw) {
         if (n_stream < 16 + 64) return kStreamBytes;
@@ -86,21 +77,22 @@ __device__ inline uint32_t load_tile(const LoadArgs& args, const Params& params,
     }
     const uint8_t* from = stored + n_states;
     uint32_t used = 0;
-    uint16_t* mine = taken + lane * kLoadStride;
     for (uint32_t strip = 0; strip < strips; strip++) {
         for (uint32_t b0 = 0; b0 < blocks; b0 += kUnitBlocks) {
             const size_t unit = (size_t)(row / 16 + strip) * units + (col + 16 * b0) / kUnitCols;
             const uint32_t b1 = min(blocks, b0 + kUnitBlocks);
             if (is_raw) {
+                if (!args.words) {
+                    if (lane == 0) args.positions[unit] = kRawRows | kRawUnit;
+                    continue;
+                }
+                uint2* to = (uint2*)(args.words + (size_t)(args.positions[unit] & ~kRawUnit) * (kRowBytes / 16));
                 for (uint32_t b = b0; b < b1; b++) {
                     uint2 v = make_uint2(0, 0);
                     for (int j = 0; j < 8; j++) (j < 4 ? v.x : v.y) |= (uint32_t)stored[(strip * blocks + b) * 256 + 32 * j + lane] << (8 * (j & 3));
-                    ((uint2*)(args.words + position))[(b - b0) * 32 + lane] = v;
+                    to[(b - b0) * 32 + lane] = v;
                 }
                 args.states[unit * 32 + lane] = 0;
-                args.counts[unit * 32 + lane] = 0;
-                if (lane == 0) args.positions[unit] = position | kRawUnit;
-                position += kUnitBlocks * 128;
                 continue;
             }
             const uint32_t start = x;
@@ -108,29 +100,29 @@ __device__ inline uint32_t load_tile(const LoadArgs& args, const Params& params,
             for (uint32_t b = b0; b < b1; b++) {
                 const int steps = strip + 1 == strips && b + 1 == blocks ? 6 : 8;
                 for (int i = 0; i < steps; i++) {
-                    advance<kGeneral>(params, x);
+                    table.advance(x);
                     const bool low = x < 1u << 16;
                     const uint32_t who = __ballot_sync(~0u, low), at = used + __popc(who & ((1u << lane) - 1));
                     if (low) {
                         const uint32_t word = at < n_words ? from[2 * at] | from[2 * at + 1] << 8 : 0;
                         x = x << 16 | word;
-                        mine[count++] = (uint16_t)word;
+                        taken[32 * count++ + lane] = (uint16_t)word;
                     }
                     used += __popc(who);
                 }
                 if (used > n_words) return kOutOfWords;
             }
-            uint32_t end = count;
-#pragma unroll
-            for (int i = 1; i < 32; i *= 2) {
-                uint32_t other = __shfl_up_sync(~0u, end, i);
-                if (lane >= i) end += other;
+            const uint32_t n_rows = __reduce_max_sync(~0u, count);
+            if (!args.words) {
+                if (lane == 0) args.positions[unit] = n_rows;
+                continue;
             }
             args.states[unit * 32 + lane] = start;
-            args.counts[unit * 32 + lane] = (uint8_t)count;
-            if (lane == 0) args.positions[unit] = position;
-            for (uint32_t i = 0; i < count; i++) args.words[position + end - count + i] = mine[i];
-            position += (__shfl_sync(~0u, end, 31) + 7) / 8 * 8;
+            for (uint32_t i = count; i < n_rows; i++) taken[32 * i + lane] = 0;
+            __syncwarp();
+            uint4* to = args.words + (size_t)args.positions[unit] * (kRowBytes / 16);
+            for (uint32_t i = lane; i < n_rows * (kRowBytes / 16); i += 32) to[i] = ((const uint4*)taken)[i];
+            __syncwarp();
         }
     }
     if (is_raw) return 0;
@@ -139,16 +131,18 @@ __device__ inline uint32_t load_tile(const LoadArgs& args, const Params& params,
     return 0;
 }
 
-template <bool kGeneral>
+template <class AnyTable>
 __device__ __forceinline__ void load_body(const LoadArgs& args) {
     extern __shared__ __align__(128) uint8_t shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    uint8_t* table = shared + kLoadWarps * kLoadBytes;
-    for (uint32_t i = threadIdx.x; i < table_bytes(args.prob_bits, kGeneral) / 16; i += 32 * kLoadWarps) ((uint4*)table)[i] = args.table[i];
+    uint8_t* at_table = shared + kLoadWarps * kLoadBytes;
+    Matrix w = {};
+    w.table = args.table, w.prob_bits = args.prob_bits, w.table_bytes = args.table_bytes, w.one = args.one;
+    AnyTable::copy(w, at_table, threadIdx.x, 32 * kLoadWarps);
     __syncthreads();
-    const Params params = {shared_address(table), (1u << args.prob_bits) - 1, args.entry_bytes, 1, args.prob_bits, 0};
+    const AnyTable table(w, shared_address(at_table), 0, lane);
     for (uint32_t tile = blockIdx.x * kLoadWarps + warp; tile < args.n_tiles; tile += gridDim.x * kLoadWarps) {
-        const uint32_t error = load_tile<kGeneral>(args, params, tile, (uint16_t*)(shared + warp * kLoadBytes), lane);
+        const uint32_t error = load_tile(args, table, tile, (uint16_t*)(shared + warp * kLoadBytes), lane);
         __syncwarp();
         if (error && lane == 0) atomicMin(args.first_bad, (unsigned long long)tile << 8 | error);
     }

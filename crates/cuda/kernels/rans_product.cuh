@@ -2,13 +2,17 @@
 // multiply in one launch. A warp walks one slice of K of 16 rows.
 #pragma once
 
+#include "mma.cuh"
 #include "rans.cuh"
 #include "reduction.cuh"
 
 namespace transom {
 namespace rans {
 
-enum Weights : int { kBf16 = 0, kInt8 = 1, kTwinBf16 = 2, kTwinF16 = 3 };
+enum Weights : int { kBf16 = 0, kInt8 = 1, kTwinBf16 = 2, kTwinF16 = 3, kF16 = 4 };
+
+/// Whether activations and results are FP16.
+__host__ __device__ constexpr bool uses_f16(Weights weights) { return weights != kBf16 && weights != kTwinBf16; }
 
 struct ProductArgs {
     Matrix matrix;
@@ -23,16 +27,6 @@ struct ProductArgs {
 };
 
 #ifdef __CUDACC__
-
-template <bool kF16>
-__device__ __forceinline__ void mma(float* c, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    if constexpr (kF16)
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-    else
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 
 template <bool kF16>
 __device__ __forceinline__ float from_16(uint16_t bits) {
@@ -69,31 +63,31 @@ struct SliceUnits {
     }
 };
 
-/// Bytes and number of a warp's buffers of words.
+/// Rows of words that a warp has room for.
 template <Weights kWeights>
-constexpr int kProductBuffer = kWeights == kInt8 ? 3584 : 2048;
-template <Weights kWeights>
-constexpr int kProductBuffers = kWeights == kInt8 ? 1 : 2;
+constexpr int kProductRows = kWeights == kInt8 ? 60 : 32;
+
+__host__ __device__ constexpr bool is_twin(Weights weights) { return weights == kTwinBf16 || weights == kTwinF16; }
 
 /// Bytes of shared memory of a block.
-template <Weights kWeights, int kWarps, int kTokens>
+template <Weights kWeights, class AnyTable, int kWarps, int kBuffers, int kTokens>
 __host__ __device__ inline int product_shared(const Matrix& w) {
-    constexpr bool kTwin = kWeights == kTwinBf16 || kWeights == kTwinF16;
     const int partial = 2 * kWarps * kTokens * 64;
-    return kTwin ? partial : partial + kWarps * kProductBuffers<kWeights> * kProductBuffer<kWeights> + (int)table_bytes(w.prob_bits, w.general);
+    return is_twin(kWeights) ? partial : partial + kWarps * kBuffers * kProductRows<kWeights> * (int)kRowBytes + (int)AnyTable::shared_bytes(w);
 }
 
 /// kTokens: 8, 16, 32 or 64. A block has kWarps / slices strips at a time.
-template <Weights kWeights, bool kGeneral, int kWarps, int kTokens>
+/// kBuffers: see Feeder.
+template <Weights kWeights, class AnyTable, int kWarps, int kBuffers, int kTokens>
 __device__ __forceinline__ void product_body(const ProductArgs& args) {
-    constexpr bool kTwin = kWeights == kTwinBf16 || kWeights == kTwinF16, kF16 = kWeights == kInt8 || kWeights == kTwinF16;
-    constexpr int kGroups = kTokens / 8, kBuffer = kProductBuffer<kWeights>, kBuffers = kProductBuffers<kWeights>;
+    constexpr bool kTwin = is_twin(kWeights), kHalf = uses_f16(kWeights);
+    constexpr int kGroups = kTokens / 8, kRows = kProductRows<kWeights>, kBuffer = kRows * kRowBytes;
     extern __shared__ __align__(128) uint8_t shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const Matrix& w = args.matrix;
     float* partial = (float*)shared;  // [2][kWarps][kGroups][128]
     uint8_t* buffers = shared + 2 * kWarps * kGroups * 512;
-    uint8_t* table = buffers + kWarps * kBuffers * kBuffer;
+    uint8_t* at_table = buffers + kWarps * kBuffers * kBuffer;
     const uint32_t slice = warp % args.slices, sub = warp / args.slices, subs = kWarps / args.slices;
     const uint32_t first = slice_begin(w.rows, w.cols, slice), end = min(w.cols, slice_begin(w.rows, w.cols, slice + 1));
     const uint32_t n_strips = w.rows / 16, units = units_across(w.cols), stride = gridDim.x * subs;
@@ -101,9 +95,9 @@ __device__ __forceinline__ void product_body(const ProductArgs& args) {
     uint32_t strip = active ? blockIdx.x * subs + sub : n_strips;
     const uint32_t per_slice = (end - first + kUnitCols - 1) / kUnitCols;
     const SliceUnits next = {strip * units + first / kUnitCols, 0, kTwin ? n_strips : strip, per_slice, n_strips, stride, stride * units - per_slice};
-    if (!kTwin) copy_table(w, table, threadIdx.x, 32 * kWarps);
-    const Params params = make_params(w, shared_address(table), kWeights == kInt8 ? 0x80 : 0);
-    Feeder<kBuffer, kBuffers, SliceUnits> feeder(w, next, shared_address(buffers) + warp * kBuffers * kBuffer, lane);
+    if (!kTwin) AnyTable::copy(w, at_table, threadIdx.x, 32 * kWarps);
+    const AnyTable table(w, shared_address(at_table), kWeights == kInt8 ? 0x80 : 0, lane);
+    Feeder<kRows, kBuffers, SliceUnits> feeder(w, next, shared_address(buffers) + warp * kBuffers * kBuffer, lane);
     if (!kTwin) __syncthreads();
     const Dequantise dequantise = {0xFFu << w.prob_bits, (float)(1u << (23 - w.prob_bits)), -(float)((1u << (23 - w.prob_bits)) + 128)};
     const size_t group_stride = (w.cols + 127) / 128 * 128;  // 4 rows of 32 lanes for 128 columns
@@ -124,42 +118,73 @@ __device__ __forceinline__ void product_body(const ProductArgs& args) {
             for (uint32_t col = first; col < end; col += kUnitCols) {
                 const uint32_t blocks = min(end - col, (uint32_t)kUnitCols) / 16;
                 const bool ends_tile = is_last && (col % kTileCols + 16 * blocks == kTileCols || col + 16 * blocks == w.cols);
-                Unit unit;
-                if (!kTwin) unit = take(feeder);
-                auto multiply = [&](auto in_shared) {
-#pragma unroll 1
-                    for (uint32_t at = 0; at < blocks; at += 2) {
-                        uint4 v[kGroups], bits;
+                // Block number `at` from its A fragment.
+                auto multiply = [&](const uint32_t (&a)[4], const uint2 (&v)[kGroups]) {
 #pragma unroll
-                        for (int g = 0; g < kGroups; g++) v[g] = g * 8 + lane / 4 < args.tokens ? __ldg(b + g * group_stride) : make_uint4(0, 0, 0, 0);
-                        b += 32;
-                        if (kWeights == kBf16) bits = load_once(raw), raw += 32;
+                    for (int g = 0; g < kGroups; g++) mma<kHalf>(acc[g], a, v[g].x, v[g].y);
+                };
+                auto activations = [&](uint32_t at, uint4 (&v)[kGroups]) {
 #pragma unroll
-                        for (int i = 0; i < 2; i++) {
-                            if (i == 1 && at + 1 >= blocks) break;
-                            uint32_t a[4];
-                            if (kTwin) {
-                                const uint4 t = load_once(twin);
-                                twin += 32;
-                                a[0] = t.x, a[1] = t.y, a[2] = t.z, a[3] = t.w;
-                            } else {
-                                uint32_t entries[8];
-                                block<kGeneral, decltype(in_shared)::value>(
-                                    params, w.words, unit, at + i, lane, ends_tile && at + i + 1 == blocks, entries);
-                                if (kWeights == kBf16) {
-                                    join_block(entries, i ? bits.z : bits.x, i ? bits.w : bits.y, w.align, a);
-                                } else {
+                    for (int g = 0; g < kGroups; g++) v[g] = g * 8 + lane / 4 < args.tokens ? __ldg(b + at * 16 + g * group_stride) : make_uint4(0, 0, 0, 0);
+                };
+                auto weights = [&](const uint32_t (&entries)[8], uint32_t raw0, uint32_t raw1, uint32_t (&a)[4]) {
+                    if (kWeights != kInt8) {
+                        join_block(table, entries, raw0, raw1, a);
+                    } else {
 #pragma unroll
-                                    for (int j = 0; j < 4; j++) a[j] = dequantise.pair(entries[2 * j], entries[2 * j + 1], j & 1 ? scale1 : scale0);
-                                }
-                            }
-#pragma unroll
-                            for (int g = 0; g < kGroups; g++) mma<kF16>(acc[g], a, i ? v[g].z : v[g].x, i ? v[g].w : v[g].y);
-                        }
+                        for (int j = 0; j < 4; j++) a[j] = dequantise.pair(entries[2 * j], entries[2 * j + 1], j & 1 ? scale1 : scale0);
                     }
                 };
-                if (kTwin || unit.in_shared) multiply(Yes());
-                else multiply(No());
+                uint32_t at = 0;
+                uint4 v[kGroups];
+                uint2 half[kGroups];
+                uint32_t a[4];
+                if (kTwin) {
+#pragma unroll 2
+                    for (; at < blocks; at++) {
+                        if (at % 2 == 0) activations(at, v);
+#pragma unroll
+                        for (int g = 0; g < kGroups; g++) half[g] = at % 2 ? make_uint2(v[g].z, v[g].w) : make_uint2(v[g].x, v[g].y);
+                        const uint4 t = load_once(twin + at * 32);
+                        a[0] = t.x, a[1] = t.y, a[2] = t.z, a[3] = t.w;
+                        multiply(a, half);
+                    }
+                    b += blocks * 16, twin += blocks * 32;
+                    continue;
+                }
+                Unit unit = take(feeder);
+                uint32_t entries[8];
+                if (unit.in_shared) {
+                    const uint32_t fast = (blocks - ends_tile) & ~1u;
+#pragma unroll 1
+                    for (; at < fast; at += 2) {
+                        uint4 bits = {};
+                        if (kWeights != kInt8) bits = load_once(raw + at * 16);
+                        activations(at, v);
+                        block(table, unit.lane, entries);
+                        weights(entries, bits.x, bits.y, a);
+#pragma unroll
+                        for (int g = 0; g < kGroups; g++) half[g] = make_uint2(v[g].x, v[g].y);
+                        multiply(a, half);
+                        block(table, unit.lane, entries);
+                        weights(entries, bits.z, bits.w, a);
+#pragma unroll
+                        for (int g = 0; g < kGroups; g++) half[g] = make_uint2(v[g].z, v[g].w);
+                        multiply(a, half);
+                    }
+                }
+#pragma unroll 1
+                for (; at < blocks; at++) {
+                    uint2 bits = {};
+                    if (kWeights != kInt8) bits = ((const uint2*)(raw + at / 2 * 32))[at % 2];
+#pragma unroll
+                    for (int g = 0; g < kGroups; g++)
+                        half[g] = g * 8 + lane / 4 < args.tokens ? ((const uint2*)(b + at / 2 * 32 + g * group_stride))[at % 2] : make_uint2(0, 0);
+                    slow_block(table, w.words, unit, at, lane, ends_tile && at + 1 == blocks, entries);
+                    weights(entries, bits.x, bits.y, a);
+                    multiply(a, half);
+                }
+                b += blocks * 16, raw += blocks * 16;
             }
             float* to = partial + ((round & 1) * kWarps + warp) * kGroups * 128;
 #pragma unroll
@@ -175,9 +200,9 @@ __device__ __forceinline__ void product_body(const ProductArgs& args) {
             float sum = from[0];
             for (uint32_t j = 1; j < args.slices; j++) sum += from[j * kGroups * 128];
             const uint32_t row = row_strip * 16 + l / 4 + (r >> 1) * 8;
-            if (args.bias) sum += from_16<kF16>(args.bias[row]);
+            if (args.bias) sum += from_16<kHalf>(args.bias[row]);
             uint16_t out;
-            if (kF16) asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out) : "f"(sum));
+            if (kHalf) asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out) : "f"(sum));
             else asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out) : "f"(sum));
             args.y[(size_t)token * args.stride + row] = out;
         }

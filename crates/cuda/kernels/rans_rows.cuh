@@ -9,7 +9,8 @@ namespace rans {
 
 struct BytesArgs {
     Matrix matrix;
-    uint8_t* out;     // [rows][cols]
+    uint8_t* out;     // the range alone
+    Range range;
     uint32_t flip;    // what the table's symbols are flipped by
     uint32_t unused;
 };
@@ -17,56 +18,50 @@ struct BytesArgs {
 struct GatherArgs {
     Matrix matrix;
     const uint32_t* ids;  // [n_ids], rows of the matrix
-    uint16_t* out;        // [n_ids][cols], BF16; a row whose id is not below `rows` is left alone
+    void* out;            // [n_ids][cols]; a row whose id is not below `rows` is left alone
     uint32_t n_ids;
-    uint32_t unused;
+    uint32_t flip;        // what the table's symbols are flipped by
 };
 
 #ifdef __CUDACC__
 
 constexpr int kRowsWarps = 8;
-constexpr int kRowsWarpBytes = 2 * kDecodeBuffer;
+constexpr int kRowsWarpBytes = 2 * kDecodeRows * kRowBytes;
 
-template <bool kGeneral>
-__device__ __forceinline__ void any_block(const Params& t, const Matrix& w, Unit& unit, uint32_t at, int lane, bool is_tail, uint32_t (&entries)[8]) {
-    if (unit.in_shared) block<kGeneral, true>(t, w.words, unit, at, lane, is_tail, entries);
-    else block<kGeneral, false>(t, w.words, unit, at, lane, is_tail, entries);
+template <class AnyTable>
+__device__ __forceinline__ void any_block(const AnyTable& t, const Matrix& w, Unit& unit, uint32_t at, int lane, bool is_tail, uint32_t (&entries)[8]) {
+    if (unit.in_shared && !is_tail) block(t, unit.lane, entries);
+    else slow_block(t, w.words, unit, at, lane, is_tail, entries);
 }
 
-/// Where a unit lies.
-struct Place {
-    uint32_t strip, col, blocks;
-    bool ends_tile;
-    __device__ __forceinline__ Place(const Matrix& w, uint32_t unit) {
-        const uint32_t units = units_across(w.cols);
-        strip = unit / units, col = unit % units * kUnitCols, blocks = min((uint32_t)kUnitCols, w.cols - col) / 16;
-        ends_tile = (strip % 8 == 7 || strip == w.rows / 16 - 1) && (col % kTileCols + 16 * blocks == kTileCols || col + 16 * blocks == w.cols);
-    }
-};
+/// The bytes of elements j and j + 1 of a lane.
+template <class AnyTable>
+__device__ __forceinline__ uint16_t two_bytes(const AnyTable& t, const uint32_t (&e)[8], int j) {
+    const uint32_t low = (e[j] >> t.p & 0xFF) ^ t.flip, high = (e[j + 1] >> t.p & 0xFF) ^ t.flip;
+    return (uint16_t)(low | high << 8);
+}
 
-template <bool kGeneral>
+template <class AnyTable>
 __device__ __forceinline__ void bytes_body(const BytesArgs& args) {
     extern __shared__ __align__(128) uint8_t shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const Matrix& w = args.matrix;
-    uint8_t* table = shared + kRowsWarps * kRowsWarpBytes;
-    copy_table(w, table, threadIdx.x, 32 * kRowsWarps);
-    const Params params = make_params(w, shared_address(table), args.flip);
-    const EveryUnit next = {warp * gridDim.x + blockIdx.x, gridDim.x * kRowsWarps, w.rows / 16 * units_across(w.cols)};
-    Feeder<kDecodeBuffer, 2, EveryUnit> feeder(w, next, shared_address(shared) + warp * kRowsWarpBytes, lane);
+    uint8_t* at_table = shared + kRowsWarps * kRowsWarpBytes;
+    AnyTable::copy(w, at_table, threadIdx.x, 32 * kRowsWarps);
+    const AnyTable table(w, shared_address(at_table), args.flip, lane);
+    const EveryUnit next(w, args.range, warp * gridDim.x + blockIdx.x, gridDim.x * kRowsWarps);
+    Feeder<kDecodeRows, 2, EveryUnit> feeder(w, next, shared_address(shared) + warp * kRowsWarpBytes, lane);
     __syncthreads();
     for (Unit unit = take(feeder); unit.index != ~0u; unit = take(feeder)) {
         const Place place(w, unit.index);
+        const uint32_t blocks = place.blocks_in(args.range);
+        uint8_t* out = args.out + (size_t)(place.strip * 16 - args.range.row + lane / 4) * args.range.cols + place.col - args.range.col + lane % 4 * 2;
 #pragma unroll 1
-        for (uint32_t b = 0; b < place.blocks; b++) {
+        for (uint32_t b = 0; b < blocks; b++) {
             uint32_t e[8];
-            any_block<kGeneral>(params, w, unit, b, lane, place.ends_tile && b + 1 == place.blocks, e);
-            uint8_t* to = args.out + (size_t)(place.strip * 16 + lane / 4) * w.cols + place.col + 16 * b + lane % 4 * 2;
+            any_block(table, w, unit, b, lane, place.ends_tile && b + 1 == place.blocks, e);
 #pragma unroll
-            for (int j = 0; j < 8; j += 2) {
-                const uint32_t low = (e[j] >> params.p & 0xFF) ^ args.flip, high = (e[j + 1] >> params.p & 0xFF) ^ args.flip;
-                *(uint16_t*)(to + (size_t)((j >> 1 & 1) * 8) * w.cols + (j >> 2) * 8) = (uint16_t)(low | high << 8);
-            }
+            for (int j = 0; j < 8; j += 2) *(uint16_t*)(out + (size_t)((j >> 1 & 1) * 8) * args.range.cols + 16 * b + (j >> 2) * 8) = two_bytes(table, e, j);
         }
     }
     wait_copies<0>();
@@ -88,18 +83,19 @@ struct RowUnits {
     }
 };
 
-template <bool kGeneral>
+/// kElementBytes: 1 or 2.
+template <class AnyTable, int kElementBytes>
 __device__ __forceinline__ void gather_body(const GatherArgs& args) {
     extern __shared__ __align__(128) uint8_t shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const Matrix& w = args.matrix;
-    uint8_t* table = shared + kRowsWarps * kRowsWarpBytes;
-    copy_table(w, table, threadIdx.x, 32 * kRowsWarps);
-    const Params params = make_params(w, shared_address(table), 0);
+    uint8_t* at_table = shared + kRowsWarps * kRowsWarpBytes;
+    AnyTable::copy(w, at_table, threadIdx.x, 32 * kRowsWarps);
+    const AnyTable table(w, shared_address(at_table), args.flip, lane);
     const uint32_t units = units_across(w.cols), n = args.n_ids * units, step = gridDim.x * kRowsWarps;
     const RowUnits next = {args.ids, warp * gridDim.x + blockIdx.x, step, n, units, w.rows};
     RowUnits tasks = next;
-    Feeder<kDecodeBuffer, 2, RowUnits> feeder(w, next, shared_address(shared) + warp * kRowsWarpBytes, lane);
+    Feeder<kDecodeRows, 2, RowUnits> feeder(w, next, shared_address(shared) + warp * kRowsWarpBytes, lane);
     __syncthreads();
     for (Unit unit = take(feeder); unit.index != ~0u; unit = take(feeder)) {
         tasks();  // the same unit; its task is the one before tasks.task
@@ -108,14 +104,18 @@ __device__ __forceinline__ void gather_body(const GatherArgs& args) {
         const uint4* raw = w.raw + (size_t)unit.index * 8 * 32 + lane;
 #pragma unroll 1
         for (uint32_t b = 0; b < place.blocks; b++) {
-            uint32_t e[8], a[4];
-            any_block<kGeneral>(params, w, unit, b, lane, place.ends_tile && b + 1 == place.blocks, e);
-            const uint2 bits = ((const uint2*)(raw + b / 2 * 32))[b % 2];
-            join_block(e, bits.x, bits.y, w.align, a);
-            if (lane / 4 == (int)(row % 8)) {
-                uint32_t* to = (uint32_t*)(args.out + (size_t)index * w.cols + place.col + 16 * b) + lane % 4;
-                to[0] = row < 8 ? a[0] : a[1];
-                to[4] = row < 8 ? a[2] : a[3];
+            uint32_t e[8];
+            any_block(table, w, unit, b, lane, place.ends_tile && b + 1 == place.blocks, e);
+            const bool mine = lane / 4 == (int)(row % 8);
+            uint8_t* to = (uint8_t*)args.out + ((size_t)index * w.cols + place.col + 16 * b + lane % 4 * 2) * kElementBytes;
+            if (kElementBytes == 1) {
+                const uint16_t left = row < 8 ? two_bytes(table, e, 0) : two_bytes(table, e, 2), right = row < 8 ? two_bytes(table, e, 4) : two_bytes(table, e, 6);
+                if (mine) ((uint16_t*)to)[0] = left, ((uint16_t*)to)[4] = right;
+            } else {
+                const uint2 bits = ((const uint2*)(raw + b / 2 * 32))[b % 2];
+                uint32_t a[4];
+                join_block(table, e, bits.x, bits.y, a);
+                if (mine) ((uint32_t*)to)[0] = row < 8 ? a[0] : a[1], ((uint32_t*)to)[4] = row < 8 ? a[2] : a[3];
             }
         }
     }

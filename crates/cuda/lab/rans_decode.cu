@@ -7,27 +7,27 @@
 
 using namespace lab;
 
-template <bool kGeneral, int kWarps, int kBlocks>
+template <class AnyTable, int kWarps, int kBlocks>
 __global__ void __launch_bounds__(32 * kWarps, kBlocks) decode_kernel(const __grid_constant__ DecodeArgs args) {
-    decode_body<kGeneral, kWarps>(args);
+    decode_body<AnyTable, kWarps>(args);
 }
 
-template <bool kGeneral, int kWarps, int kBlocks>
+template <class AnyTable, int kWarps, int kBlocks>
 static void launch(const DecodeArgs& args, int sms, cudaStream_t stream) {
-    const int shared = kWarps * kDecodeWarpBytes + table_bytes(args.matrix.prob_bits, kGeneral);
-    CHECK(cudaFuncSetAttribute(decode_kernel<kGeneral, kWarps, kBlocks>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-    decode_kernel<kGeneral, kWarps, kBlocks><<<sms * kBlocks, 32 * kWarps, shared, stream>>>(args);
+    const int shared = kWarps * kDecodeWarpBytes + (int)AnyTable::shared_bytes(args.matrix);
+    CHECK(cudaFuncSetAttribute(decode_kernel<AnyTable, kWarps, kBlocks>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+    decode_kernel<AnyTable, kWarps, kBlocks><<<sms * kBlocks, 32 * kWarps, shared, stream>>>(args);
     CHECK(cudaGetLastError());
 }
 
-static void run(const char* name, const Tensor& t, const Packed& p, cudaStream_t stream, int sms, bool general = false) {
+static void run(const char* name, const Tensor& t, const Packed& p, cudaStream_t stream, int sms, Lookup lookup = kSlots) {
     const size_t n = t.elems.size();
     const int copies = std::max(1, std::min(16, (int)(((size_t)200 << 20) / n)));
     std::vector<Loaded> loaded;
     std::vector<uint16_t*> outs;
-    for (int i = 0; i < copies; i++) loaded.push_back(load(p, general)), outs.push_back(poisoned<uint16_t>(n));
+    for (int i = 0; i < copies; i++) loaded.push_back(load(p, lookup)), outs.push_back(poisoned<uint16_t>(n));
     std::vector<uint16_t> got(n);
-    printf("%-22s %6dx%6d %6.3f %6.3f %s load %7.1f us", name, t.rows, t.cols, p.bits(), loaded[0].bits, loaded[0].matrix.general ? "general" : "fast   ", loaded[0].load_us);
+    printf("%-22s %6dx%6d %6.3f %6.3f %s load %7.1f us", name, t.rows, t.cols, p.bits(), loaded[0].bits, loaded[0].lookup == kGeneral ? "general" : "slots  ", loaded[0].load_us);
     if (loaded[0].first_bad != ~0ull) { printf("  BAD TILE %llx\n", (unsigned long long)loaded[0].first_bad); return; }
     auto variant = [&](const char* label, auto go) {
         CHECK(cudaMemset(outs[0], 0xFF, 2 * n));
@@ -40,10 +40,10 @@ static void run(const char* name, const Tensor& t, const Packed& p, cudaStream_t
         const double us = time_graph(stream, 2 * copies, [&](int i) { go(DecodeArgs{loaded[i % copies].matrix, outs[i % copies], (uint64_t)t.cols}); });
         printf(" | %s %7.1f us %.3f TB/s %s", label, us, 2e-6 * n / us, differ ? "DIFFER" : "same");
     };
-    if (loaded[0].matrix.general) {
-        variant("16x2", [&](const DecodeArgs& a) { launch<true, 16, 2>(a, sms, stream); });
+    if (loaded[0].lookup == kGeneral) {
+        variant("16x2", [&](const DecodeArgs& a) { launch<General, 16, 2>(a, sms, stream); });
     } else {
-        variant("16x2", [&](const DecodeArgs& a) { launch<false, 16, 2>(a, sms, stream); });
+        variant("16x2", [&](const DecodeArgs& a) { launch<Slots, 16, 2>(a, sms, stream); });
     }
     printf("\n");
     for (auto& l : loaded) l.release();
@@ -69,7 +69,7 @@ int main(int argc, char** argv) {
     if (!brief) {
         // The general table; one symbol; tiles that are not coded; every bit pattern.
         Tensor t = random_weights(1040, 1168, 2, entropy());
-        run("random, general", t, pack(t), stream, sms, true);
+        run("random, general", t, pack(t), stream, sms, kGeneral);
         for (auto& e : t.elems) e = (uint16_t)(e & 0x807F) | 0x3F80;
         run("one exponent", t, pack(t), stream, sms);
         std::mt19937 rng(entropy());

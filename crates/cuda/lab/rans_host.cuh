@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "../kernels/rans_load.cuh"
+#include "rans_buckets.cuh"
 
 #define CHECK(call)                                                                  \
     do {                                                                             \
@@ -241,96 +242,131 @@ T* poisoned(size_t n) {
     return p;
 }
 
-/// Table of the device, general if need be. Symbols of INT8 have their top bit flipped.
-inline std::vector<uint32_t> make_table(const Packed& p, bool& general) {
-    std::vector<uint32_t> table;
+enum Lookup { kGeneral, kSlots, kBucketed, kMixed };
+
+/// Table of the device: the one asked for, or the general one if something does not
+/// fit. Symbols of INT8 have their top bit flipped.
+inline std::vector<uint32_t> make_table(const Packed& p, Lookup& lookup) {
+    const uint32_t bits = p.prob_bits, flip = p.elem_bytes == 1 ? 128 : 0, size = 1u << bits, bucket = size / kBuckets;
+    std::vector<uint32_t> intervals(256), starts, table;
     std::vector<uint8_t> symbols;
-    uint32_t start = 0, intervals[256] = {};
-    const uint32_t flip = p.elem_bytes == 1 ? 128 : 0;
     for (uint32_t s : ranked(p.freq)) {
-        intervals[s] = start << 16 | p.freq[s];
-        for (uint32_t i = 0; i < p.freq[s]; i++) {
-            uint32_t entry;
-            general = !fast_entry(p.prob_bits, i, p.freq[s], s ^ flip, &entry) || general;
-            table.push_back(entry);
-            symbols.push_back((uint8_t)s);
+        intervals[s] = (uint32_t)symbols.size() << 16 | p.freq[s];
+        starts.insert(starts.end(), p.freq[s], (uint32_t)symbols.size());
+        symbols.insert(symbols.end(), p.freq[s], (uint8_t)s);
+    }
+    if (symbols.size() != size) { printf("frequencies do not sum up\n"); exit(1); }
+    bool fits = true;
+    auto entry = [&](uint32_t slot, uint32_t more) {
+        uint32_t word;
+        fits = slot_entry(bits, slot - starts[slot] + more, p.freq[symbols[slot]], symbols[slot] ^ flip, &word) && fits;
+        return word;
+    };
+    if (lookup == kSlots || lookup == kMixed) {
+        for (uint32_t i = 0; i < size; i++) table.push_back(entry(i, 0));
+    }
+    if (lookup == kBucketed || lookup == kMixed) {
+        std::vector<uint32_t> mini;
+        for (uint32_t first = 0; first < size; first += bucket) {
+            if (starts[first] == starts[first + bucket - 1]) {
+                table.push_back(entry(first, bucket));
+                continue;
+            }
+            table.push_back((uint32_t)mini.size());
+            for (uint32_t rest = 0; rest < bucket; rest++) mini.push_back(entry(first + rest, bucket - rest));
         }
-        start += p.freq[s];
+        table.insert(table.end(), mini.begin(), mini.end());
     }
-    if (start != 1u << p.prob_bits) { printf("frequencies do not sum up\n"); exit(1); }
-    if (general) {
-        table.assign(intervals, intervals + 256);
-        table.resize(table_bytes(p.prob_bits, true) / 4);
-        memcpy(table.data() + 256, symbols.data(), symbols.size());
-    }
+    if (fits && lookup != kGeneral) return table;
+    lookup = kGeneral;
+    table = intervals;
+    table.resize(256 + size / 4);
+    memcpy(table.data() + 256, symbols.data(), symbols.size());
     return table;
 }
 
 /// A loaded matrix and what it takes.
 struct Loaded {
     Matrix matrix;
+    Lookup lookup;
     double bits = 0;  // of words, entry points and raw bits, an element
+    double rows = 0;  // of words a unit, on average
+    uint32_t most_rows = 0;
     double load_us = 0;
     uint64_t first_bad = 0;
-    void* owned[6] = {};
+    void* owned[5] = {};
     void release() { for (void* p : owned) cudaFree(p); }
 };
 
-template <bool kGeneral>
+template <class AnyTable>
 __global__ void __launch_bounds__(32 * kLoadWarps) load_kernel(const __grid_constant__ LoadArgs args) {
-    load_body<kGeneral>(args);
+    load_body<AnyTable>(args);
 }
 
-template <bool kGeneral>
+template <class AnyTable>
 void launch_load(const LoadArgs& args) {
-    const int shared = kLoadWarps * kLoadBytes + table_bytes(args.prob_bits, kGeneral);
-    CHECK(cudaFuncSetAttribute(load_kernel<kGeneral>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-    load_kernel<kGeneral><<<std::min<uint32_t>(2 * 132, (args.n_tiles + kLoadWarps - 1) / kLoadWarps), 32 * kLoadWarps, shared>>>(args);
+    Matrix w = {};
+    w.table_bytes = args.table_bytes;
+    const int shared = kLoadWarps * kLoadBytes + (int)AnyTable::shared_bytes(w);
+    CHECK(cudaFuncSetAttribute(load_kernel<AnyTable>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+    load_kernel<AnyTable><<<std::min<uint32_t>(2 * 132, (args.n_tiles + kLoadWarps - 1) / kLoadWarps), 32 * kLoadWarps, shared>>>(args);
     CHECK(cudaGetLastError());
 }
 
-inline Loaded load(const Packed& p, bool general = false) {
+inline Loaded load(const Packed& p, Lookup lookup = kSlots) {
     Loaded out;
-    std::vector<uint32_t> table = make_table(p, general);
-    const uint32_t n_tiles = (uint32_t)p.starts.size() - 1, across = (p.cols + 511) / 512;
-    std::vector<uint32_t> word_starts;
-    uint64_t at = 0;
-    for (uint32_t t = 0; t < n_tiles; t++) {
-        const uint32_t rows = std::min(128u, p.rows - t / across * 128u), cols = std::min(512u, p.cols - t % across * 512u);
-        const uint32_t n = rows * cols, stream = (uint32_t)(p.starts[t + 1] - p.starts[t]) - (p.elem_bytes - 1) * n;
-        word_starts.push_back((uint32_t)at);
-        at += load_words(stream, rows / 16 * units_across(cols), n, stream == n);
-    }
+    const std::vector<uint32_t> table = make_table(p, lookup);
+    const uint32_t n_tiles = (uint32_t)p.starts.size() - 1, table_bytes = 4 * (uint32_t)table.size();
     const size_t n_units = (size_t)p.rows / 16 * units_across(p.cols);
     uint8_t* tiles = upload(p.tiles);
     uint64_t* starts = upload(p.starts);
-    uint32_t* d_word_starts = upload(word_starts);
     uint4* d_table = (uint4*)upload(table);
-    uint16_t* words = poisoned<uint16_t>(at + 512);
     uint32_t* states = poisoned<uint32_t>(n_units * 32);
-    uint8_t* counts = poisoned<uint8_t>(n_units * 32);
-    uint32_t* positions = poisoned<uint32_t>(n_units);
+    uint32_t* positions = poisoned<uint32_t>(n_units + 1);
     uint4* raw = p.elem_bytes == 2 ? poisoned<uint4>(n_units * 256) : nullptr;
     unsigned long long* bad = poisoned<unsigned long long>(1);
-    LoadArgs args = {tiles, starts, d_word_starts, d_table, words, states, counts, positions, raw, bad, (uint32_t)p.rows, (uint32_t)p.cols, (uint32_t)p.prob_bits, general, 4, n_tiles};
+    LoadArgs args = {tiles, starts, d_table, nullptr, states, positions, raw, bad, (uint32_t)p.rows, (uint32_t)p.cols, (uint32_t)p.prob_bits, table_bytes, 1, n_tiles};
     cudaEvent_t start, stop;
     cudaEventCreate(&start), cudaEventCreate(&stop);
-    for (int i = 0; i < 2; i++) {
+    auto timed = [&] {
         cudaEventRecord(start);
-        general ? launch_load<true>(args) : launch_load<false>(args);
+        lookup == kGeneral ? launch_load<General>(args) : lookup == kBucketed ? launch_load<Buckets>(args) : launch_load<Slots>(args);
         cudaEventRecord(stop);
         CHECK(cudaDeviceSynchronize());
-    }
-    float ms;
-    cudaEventElapsedTime(&ms, start, stop);
-    out.load_us = ms * 1e3;
+        float ms;
+        cudaEventElapsedTime(&ms, start, stop);
+        return ms * 1e3;
+    };
+    timed();
+    out.load_us = timed();
     unsigned long long first;
     CHECK(cudaMemcpy(&first, bad, 8, cudaMemcpyDeviceToHost));
     out.first_bad = first;
-    cudaFree(tiles), cudaFree(starts), cudaFree(d_word_starts), cudaFree(bad);
-    out.matrix = {d_table, words, states, counts, positions, raw, (uint32_t)p.rows, (uint32_t)p.cols, (uint32_t)p.prob_bits, general, 4, 1u << (15 - p.prob_bits)};
-    out.bits = 8.0 * (2.0 * at + n_units * 164.0 + (raw ? n_units * 4096.0 : 0)) / p.rows / p.cols;
-    void* owned[6] = {d_table, words, states, counts, positions, raw};
+    size_t at = 0;
+    uint4* words = nullptr;
+    if (first == ~0ull) {
+        std::vector<uint32_t> places(n_units + 1);
+        CHECK(cudaMemcpy(places.data(), positions, 4 * n_units, cudaMemcpyDeviceToHost));
+        places[n_units] = 0;
+        for (auto& place : places) {
+            const uint32_t rows = place & ~kRawUnit;
+            place = (uint32_t)at | (place & kRawUnit);
+            at += rows;
+            if (rows > out.most_rows) out.most_rows = rows;
+        }
+        CHECK(cudaMemcpy(positions, places.data(), 4 * n_units + 4, cudaMemcpyHostToDevice));
+        args.words = words = poisoned<uint4>((at + 1) * kRowBytes / 16);
+        timed();
+        out.load_us += timed();
+        CHECK(cudaMemcpy(&first, bad, 8, cudaMemcpyDeviceToHost));
+        out.first_bad = first;
+    }
+    cudaFree(tiles), cudaFree(starts), cudaFree(bad);
+    out.matrix = {d_table, words, states, positions, raw, (uint32_t)p.rows, (uint32_t)p.cols, (uint32_t)p.prob_bits, table_bytes, 1, 0};
+    out.lookup = lookup;
+    out.bits = 8.0 * ((double)kRowBytes * at + n_units * 132.0 + (raw ? n_units * 4096.0 : 0)) / p.rows / p.cols;
+    out.rows = (double)at / n_units;
+    void* owned[5] = {d_table, words, states, positions, raw};
     memcpy(out.owned, owned, sizeof owned);
     return out;
 }

@@ -5,7 +5,7 @@ use std::ffi::{c_int, c_void};
 use cudarc::cublas::{result as blas, sys as blas_sys};
 use cudarc::cublaslt::{result as lt, sys as lt_sys};
 
-use crate::bench::{self, Job, Timing};
+use crate::bench::{self, Effort, Job, Timing};
 use crate::buffer::DeviceBuffer;
 use crate::error::{Error, Result};
 use crate::stream::{Stream, check_length};
@@ -111,7 +111,22 @@ impl<'a> Cublas<'a> {
     ///
     /// What the libraries report.
     pub fn product(&self, shape: Shape, half: Half) -> Result<Product<'_>> {
-        Product::new(self, shape, half)
+        Product::new(self, shape, half, None)
+    }
+
+    /// Prepares a product that leaves SMs of the GPU to others: the algorithms
+    /// are those of cublasLt for `n_sms` SMs.
+    ///
+    /// # Errors
+    ///
+    /// What the libraries report, and if cublasLt has no algorithm.
+    pub fn product_on(&self, n_sms: u32, shape: Shape, half: Half) -> Result<Product<'_>> {
+        let product = Product::new(self, shape, half, Some(n_sms))?;
+        if product.algorithms.is_empty() {
+            let status = "no algorithm can do this product".to_owned();
+            return Err(Error::Cublas { call: "cublasLtMatmulAlgoGetHeuristic", status });
+        }
+        Ok(product)
     }
 }
 
@@ -138,7 +153,7 @@ pub struct Product<'a> {
 }
 
 impl<'a> Product<'a> {
-    fn new(cublas: &'a Cublas<'a>, shape: Shape, half: Half) -> Result<Self> {
+    fn new(cublas: &'a Cublas<'a>, shape: Shape, half: Half, n_sms: Option<u32>) -> Result<Self> {
         let Shape { m, n, k } = shape;
         let data = half.lt();
         let layout = |rows: usize, cols: usize| {
@@ -152,19 +167,26 @@ impl<'a> Product<'a> {
             lt_sys::cudaDataType::CUDA_R_32F,
         );
         let descriptor = check("cublasLtMatmulDescCreate", descriptor)?;
-        let mut this =
-            Self { cublas, shape, half, descriptor, layouts, algorithms: vec![Algorithm::GemmEx] };
+        // cublasGemmEx does not know of the limit.
+        let algorithms = if n_sms.is_none() { vec![Algorithm::GemmEx] } else { Vec::new() };
+        let mut this = Self { cublas, shape, half, descriptor, layouts, algorithms };
+        type Attribute = lt_sys::cublasLtMatmulDescAttributes_t;
         let transposed = blas_sys::cublasOperation_t::CUBLAS_OP_T as i32;
-        // SAFETY: the descriptor lives; the value is copied.
-        let set = unsafe {
-            lt::set_matmul_desc_attribute(
-                descriptor,
-                lt_sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
-                (&raw const transposed).cast(),
-                size_of::<i32>(),
-            )
-        };
-        check("cublasLtMatmulDescSetAttribute", set)?;
+        let limit =
+            n_sms.map(|n_sms| (Attribute::CUBLASLT_MATMUL_DESC_SM_COUNT_TARGET, n_sms as i32));
+        let transpose = (Attribute::CUBLASLT_MATMUL_DESC_TRANSA, transposed);
+        for (attribute, value) in [transpose].into_iter().chain(limit) {
+            // SAFETY: the descriptor lives; the value, of 32 bits, is copied.
+            let set = unsafe {
+                lt::set_matmul_desc_attribute(
+                    descriptor,
+                    attribute,
+                    (&raw const value).cast(),
+                    size_of::<i32>(),
+                )
+            };
+            check("cublasLtMatmulDescSetAttribute", set)?;
+        }
         this.algorithms.extend(this.heuristics()?);
         Ok(this)
     }
@@ -213,7 +235,8 @@ impl<'a> Product<'a> {
         Ok(fit.map(|(index, result)| Algorithm::Lt(index, result.algo)).collect())
     }
 
-    /// The algorithms: cublasGemmEx first, then up to 8 of cublasLt.
+    /// The algorithms: cublasGemmEx first (if no SMs are left to others), then up
+    /// to 8 of cublasLt.
     #[must_use]
     pub fn algorithms(&self) -> &[Algorithm] {
         &self.algorithms
@@ -294,21 +317,40 @@ impl<'a> Product<'a> {
         }
     }
 
-    /// Multiplies with cublasGemmEx: weights `[n, k]`, activations `[m, k]`,
-    /// result `[m, n]`, row-major.
+    /// The sides.
+    #[must_use]
+    pub const fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Multiplies: weights `[n, k]`, activations `[m, k]`, result `[m, n]`,
+    /// row-major.
     ///
     /// # Errors
     ///
-    /// [`Error::Length`], and what the library reports.
+    /// [`Error::Length`], and what the libraries report.
     pub fn multiply(
         &self,
+        algorithm: &Algorithm,
         weights: &DeviceBuffer<u16>,
         x: &DeviceBuffer<u16>,
         y: &mut DeviceBuffer<u16>,
     ) -> Result<()> {
         self.check_lengths(weights, x, y)?;
         // SAFETY: the buffers have the sizes; freeing them waits for the product.
-        unsafe { self.launch(&Algorithm::GemmEx, weights.address(), x.address(), y.address()) }
+        unsafe { self.launch(algorithm, weights.address(), x.address(), y.address()) }
+    }
+
+    /// The stream that it is given to.
+    #[must_use]
+    pub const fn stream(&self) -> &Stream {
+        self.cublas.stream
+    }
+
+    /// Element type.
+    #[must_use]
+    pub const fn half(&self) -> Half {
+        self.half
     }
 
     /// Times every algorithm and returns the fastest. `weights` are copies of
@@ -322,12 +364,13 @@ impl<'a> Product<'a> {
         weights: &[DeviceBuffer<u16>],
         x: &DeviceBuffer<u16>,
         y: &mut DeviceBuffer<u16>,
+        effort: Effort,
     ) -> Result<(Algorithm, Timing)> {
         check_length("copies of the weights", weights.len(), weights.len().max(1))?;
         weights.iter().try_for_each(|weights| self.check_lengths(weights, x, y))?;
         let weights: Vec<u64> = weights.iter().map(DeviceBuffer::address).collect();
         // SAFETY: the buffers have the sizes and live until this returns.
-        unsafe { self.fastest(&weights, x.address(), y.address()) }
+        unsafe { self.fastest(&weights, x.address(), y.address(), effort) }
     }
 
     fn check_lengths(
@@ -352,7 +395,13 @@ impl<'a> Product<'a> {
     /// # Safety
     ///
     /// As for [`Product::launch`].
-    unsafe fn fastest(&self, weights: &[u64], x: u64, y: u64) -> Result<(Algorithm, Timing)> {
+    unsafe fn fastest(
+        &self,
+        weights: &[u64],
+        x: u64,
+        y: u64,
+        effort: Effort,
+    ) -> Result<(Algorithm, Timing)> {
         // An algorithm that cannot do it after all says so at its first launch.
         let able: Vec<&Algorithm> = self
             .algorithms
@@ -372,7 +421,7 @@ impl<'a> Product<'a> {
             .collect();
         // SAFETY: the caller's promise.
         let timings = unsafe {
-            bench::interleaved(self.cublas.stream, &jobs, &vec![weights.len(); jobs.len()])
+            bench::interleaved(self.cublas.stream, &jobs, &vec![weights.len(); jobs.len()], effort)
         }?;
         let fastest =
             able.iter().zip(timings).min_by(|(_, a), (_, b)| a.median().total_cmp(&b.median()));
@@ -393,6 +442,12 @@ impl Drop for Product<'_> {
             }
             let _ = lt::destroy_matmul_desc(self.descriptor);
         }
+    }
+}
+
+impl std::fmt::Debug for Algorithm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name())
     }
 }
 

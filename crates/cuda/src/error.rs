@@ -76,6 +76,17 @@ pub enum Error {
         /// Its scale, as bits of an `f32`.
         scale_bits: u32,
     },
+    /// A chunk of fixed-rate weights that is not valid.
+    #[error("chunk {chunk}: {what}")]
+    BadChunk {
+        /// Number of the chunk: from left to right, then down.
+        chunk: usize,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// Entropy-coded weights that an operation is not for.
+    #[error("{0}")]
+    Weights(String),
     /// The GPU cannot run an operation.
     #[error("{operation}: compute capability {}.{} is too low", .capability.0, .capability.1)]
     Unsupported {
@@ -84,6 +95,14 @@ pub enum Error {
         /// Of the GPU.
         capability: (u32, u32),
     },
+}
+
+/// Not `From`, with which every `?` would need a type.
+pub(crate) fn of_rans(error: crate::rans::RansError) -> Error {
+    match error {
+        crate::rans::RansError::Gpu(error) => error,
+        other => Error::Weights(other.to_string()),
+    }
 }
 
 /// A result of this crate.

@@ -12,6 +12,7 @@ mod device;
 mod error;
 pub mod fixed;
 mod module;
+pub mod prefill;
 mod probe;
 pub mod product;
 pub mod rans;

@@ -26,6 +26,23 @@ impl Stream {
         Ok(Self { device: device.clone(), raw })
     }
 
+    /// A stream whose blocks the GPU starts before those of ordinary streams.
+    pub(crate) fn urgent(device: &Device) -> Result<Self> {
+        device.bind()?;
+        let (mut least, mut greatest) = (0, 0);
+        // SAFETY: both numbers outlive the call.
+        unsafe { sys::cuCtxGetStreamPriorityRange(&raw mut least, &raw mut greatest) }
+            .result()
+            .context("cuCtxGetStreamPriorityRange")?;
+        let mut raw = std::ptr::null_mut();
+        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: `raw` outlives the call; `drop` destroys the stream.
+        unsafe { sys::cuStreamCreateWithPriority(&raw mut raw, flags, greatest) }
+            .result()
+            .context("cuStreamCreateWithPriority")?;
+        Ok(Self { device: device.clone(), raw })
+    }
+
     /// The GPU.
     #[must_use]
     pub const fn device(&self) -> &Device {

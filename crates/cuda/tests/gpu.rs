@@ -6,6 +6,12 @@
 
 #[path = "gpu/cublas.rs"]
 mod cublas;
+#[path = "gpu/decode.rs"]
+mod decode;
+#[path = "gpu/exact.rs"]
+mod exact;
+#[path = "gpu/prefill.rs"]
+mod prefill;
 #[path = "gpu/probe.rs"]
 mod probe;
 #[path = "gpu/product.rs"]

@@ -59,6 +59,13 @@ pub(crate) fn run(args: &BenchMatmul) -> anyhow::Result<Outcome> {
         return bench_cuda::matmul(args);
     }
     anyhow::ensure!(args.csv.is_none(), "--csv is for --device cuda; --json holds the same");
+    anyhow::ensure!(args.weights.is_none(), "--weights is for --device cuda");
+    anyhow::ensure!(!args.chain, "--chain is for --device cuda");
+    let weight_types: Vec<(WeightName, WeightType)> = args
+        .dtype
+        .iter()
+        .map(|&name| Ok((name, weight_type(name)?)))
+        .collect::<anyhow::Result<_>>()?;
     let shapes: Vec<(usize, usize)> = args.shapes.iter().flat_map(|s| s.0.clone()).collect();
     let n_products = args.dtype.len() * shapes.len() * args.batch.len() * args.layouts.len();
     let n_turns = n_products * measure::N_ROUNDS;
@@ -66,7 +73,7 @@ pub(crate) fn run(args: &BenchMatmul) -> anyhow::Result<Outcome> {
     let n_threads = args.threads.count();
     let results = threads::with(n_threads, || {
         let mut results = Vec::new();
-        for &dtype in &args.dtype {
+        for &dtype in &weight_types {
             for &sides in &shapes {
                 results.extend(measure_shape(args, dtype, sides, &progress)?);
             }
@@ -105,12 +112,11 @@ impl Copies {
 
 fn measure_shape(
     args: &BenchMatmul,
-    dtype: WeightName,
+    (dtype, weight_type): (WeightName, WeightType),
     (rows, cols): (usize, usize),
     progress: &Progress,
 ) -> anyhow::Result<Vec<Line>> {
     let weights = synthetic::weights(dtype, rows, cols, SEED);
-    let weight_type = WeightType::from(dtype);
     let packed = encode_record(Isa::best(), weight_type.dtype(), &[rows, cols], &weights)?;
     drop(weights);
     let record = Record::read(&packed, 0, packed.len() as u64)?;
@@ -228,12 +234,11 @@ fn text(report: &Report) -> String {
     format!("CPU, {n} threads, weights cold\n\n{}", table.render(Style::stdout()))
 }
 
-impl From<WeightName> for WeightType {
-    fn from(name: WeightName) -> Self {
-        match name {
-            WeightName::Bf16 => Self::Bf16,
-            WeightName::F16 => Self::F16,
-        }
+fn weight_type(name: WeightName) -> anyhow::Result<WeightType> {
+    match name {
+        WeightName::Bf16 => Ok(WeightType::Bf16),
+        WeightName::F16 => Ok(WeightType::F16),
+        WeightName::Int8 => anyhow::bail!("--dtype int8 is for --device cuda"),
     }
 }
 

@@ -10,8 +10,11 @@
 use rayon::prelude::*;
 use transom::{DecodeError, Dtype, Isa, ReadAt, Record};
 
+mod decode;
 #[cfg(test)]
 mod tests;
+
+pub use decode::{Decoder, DeviceMatrix, Part};
 
 /// Rows of a chunk.
 pub const CHUNK_ROWS: usize = 16;

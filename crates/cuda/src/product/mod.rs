@@ -14,7 +14,7 @@ use crate::fixed::{CHUNK_COLS, CHUNK_ROWS, FixedMatrix, WeightFormat};
 use crate::module::{Function, Launch};
 use crate::stream::Stream;
 
-mod params;
+pub(crate) mod params;
 mod shape;
 
 use shape::{BATCH_TOKENS, Variants, Weights};
@@ -63,7 +63,7 @@ impl Product {
     ///
     /// # Errors
     ///
-    /// Lengths that do not fit; INT8 weights whose dequantised value does not
+    /// Lengths that do not fit; chunks that are not valid; INT8 weights whose dequantised value does not
     /// fit FP16 ([`Error::Overflow`]); a GPU below compute capability 9.0; what
     /// the driver reports.
     pub fn new(
@@ -93,6 +93,7 @@ impl Product {
             check("columns of a segment", matrix.cols, first.cols)?;
             check("bytes of a chunk", matrix.chunk_bytes, first.chunk_bytes)?;
             check("format of a segment", matrix.format as usize, first.format as usize)?;
+            matrix.check()?;
             check("rows above the segment", rows, rows / CHUNK_ROWS * CHUNK_ROWS)?;
             rows += matrix.rows;
             let mut scale_step = 0;

@@ -36,7 +36,7 @@ pub(super) struct Product {
 /// `transom::FragmentParams`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-pub(super) struct Fragments {
+pub(crate) struct Fragments {
     pub x: u64,
     pub out: u64,
     pub cols: u32,

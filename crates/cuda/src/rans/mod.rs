@@ -3,9 +3,11 @@
 //!
 //! In device memory a matrix has the words and the raw bits of its record in the
 //! order in which the lanes of a warp need them, and entry points every 16 rows x
-//! 256 columns; nothing is coded anew. `docs/kernels.md` describes the layout.
+//! 256 columns; nothing is coded anew. `docs/kernels-rans.md` describes the layout.
 
 mod params;
+
+use std::ops::Range;
 
 use transom::tile::Order;
 use transom::{DecodeError, Dtype, ReadAt, Record};
@@ -14,10 +16,11 @@ use crate::buffer::DeviceBuffer;
 use crate::device::Device;
 use crate::error::Error;
 use crate::module::{Function, Launch};
+use crate::product::params::Fragments;
 use crate::stream::Stream;
 use params::{
     BytesArgs, DECODE_WARP_BYTES, DecodeArgs, GatherArgs, LOAD_BYTES, LoadArgs, Matrix,
-    ProductArgs, ROWS_WARP_BYTES, UNIT_COLS, table_bytes,
+    ProductArgs, RAW_UNIT, ROW_BYTES, ROWS_WARP_BYTES, UNIT_COLS, product_words_bytes,
 };
 
 /// Why a record cannot be loaded or used as entropy-coded weights.
@@ -88,7 +91,7 @@ impl Pair {
 struct Product {
     tokens: u32,
     blocks_per_sm: u32,
-    int8: bool,
+    dtype: Dtype,
     function: Function,
 }
 
@@ -100,8 +103,11 @@ pub struct Rans {
     decode: Pair,
     bytes: Pair,
     gather: Pair,
+    gather_bytes: Pair,
+    fragments: Function,
+    /// By ascending tokens, for each type.
     products: Vec<Product>,
-    general_products: [Function; 2],
+    general_products: Vec<(Dtype, Function)>,
 }
 
 /// A matrix in device memory, entropy-coded.
@@ -110,7 +116,6 @@ pub struct RansMatrix {
     table: DeviceBuffer<u32>,
     words: DeviceBuffer<u16>,
     states: DeviceBuffer<u32>,
-    counts: DeviceBuffer<u8>,
     positions: DeviceBuffer<u32>,
     raw: DeviceBuffer<u32>,
     dtype: Dtype,
@@ -145,9 +150,14 @@ impl RansMatrix {
         self.table.n_bytes()
             + self.words.n_bytes()
             + self.states.n_bytes()
-            + self.counts.n_bytes()
             + self.positions.n_bytes()
             + self.raw.n_bytes()
+    }
+
+    /// Words of B fragments for a product with so many tokens.
+    #[must_use]
+    pub const fn fragment_words(&self, tokens: usize) -> usize {
+        tokens.div_ceil(8) * self.cols().div_ceil(128) * 512
     }
 
     fn params(&self) -> Matrix {
@@ -155,24 +165,19 @@ impl RansMatrix {
             table: self.table.address(),
             words: self.words.address(),
             states: self.states.address(),
-            counts: self.counts.address(),
             positions: self.positions.address(),
             raw: if self.raw.is_empty() { 0 } else { self.raw.address() },
             rows: self.rows,
             cols: self.cols,
             prob_bits: self.prob_bits,
-            general: self.general.into(),
-            entry_bytes: 4,
-            align: 1 << (15 - self.prob_bits),
+            table_bytes: self.table_bytes(),
+            one: 1,
+            f16: (self.dtype == Dtype::F16).into(),
         }
     }
 
-    const fn units(&self) -> u32 {
-        self.rows / 16 * self.cols.div_ceil(UNIT_COLS)
-    }
-
     const fn table_bytes(&self) -> u32 {
-        table_bytes(self.prob_bits, self.general)
+        self.table.n_bytes() as u32
     }
 
     /// What the symbols of the table are flipped by.
@@ -220,36 +225,34 @@ impl Rans {
     /// [`Error::NoKernel`], or what the driver reports.
     pub fn new(device: &Device) -> Result<Self> {
         let max = device.info().shared_bytes;
-        let mut products = Vec::new();
-        for int8 in [false, true] {
-            for (tokens, blocks_per_sm) in [(8, 2), (32, 1), (64, 1)] {
-                let name = format!("rans_product_{}_{tokens}", if int8 { "int8" } else { "bf16" });
-                let function = device.function(&name)?;
-                function.allow_shared(max)?;
-                products.push(Product { tokens, blocks_per_sm, int8, function });
-            }
-        }
-        let general = |name: &str| -> Result<Function> {
+        let function = |name: &str| -> Result<Function> {
             let function = device.function(name)?;
             function.allow_shared(max)?;
             Ok(function)
         };
+        let (mut products, mut general_products) = (Vec::new(), Vec::new());
+        for (dtype, name) in [(Dtype::Bf16, "bf16"), (Dtype::F16, "f16"), (Dtype::I8, "int8")] {
+            for (tokens, blocks_per_sm) in [(8, 2), (32, 1), (64, 1)] {
+                let function = function(&format!("rans_product_{name}_{tokens}"))?;
+                products.push(Product { tokens, blocks_per_sm, dtype, function });
+            }
+            general_products.push((dtype, function(&format!("rans_product_{name}_64_general"))?));
+        }
         Ok(Self {
             device: device.clone(),
             load: Pair::new(device, "rans_load", max)?,
-            decode: Pair::new(device, "rans_decode_bf16", max)?,
+            decode: Pair::new(device, "rans_decode", max)?,
             bytes: Pair::new(device, "rans_decode_bytes", max)?,
-            gather: Pair::new(device, "rans_gather_bf16", max)?,
+            gather: Pair::new(device, "rans_gather", max)?,
+            gather_bytes: Pair::new(device, "rans_gather_bytes", max)?,
+            fragments: device.function("activation_fragments")?,
             products,
-            general_products: [
-                general("rans_product_bf16_64_general")?,
-                general("rans_product_int8_64_general")?,
-            ],
+            general_products,
         })
     }
 
-    /// Brings a record into device memory: BF16 or elements of one byte, a matrix
-    /// whose sides are multiples of 16, of which plane 0 is coded. Every tile's
+    /// Brings a record into device memory: a matrix whose sides are multiples of 16,
+    /// of which plane 0 is coded and plane 1, if there is one, is not. Every tile's
     /// checksum and every stream is checked; the content hash is not.
     ///
     /// # Errors
@@ -259,8 +262,8 @@ impl Rans {
     /// # Cost
     ///
     /// Copies the record once in the memory of the host, and has it in device
-    /// memory twice while it loads. The kernel takes 0.66 ms for 117 million BF16
-    /// weights on an H200, less than their copy to the GPU. Waits for the stream.
+    /// memory twice while it loads. A kernel goes through it twice: to measure the
+    /// words of each unit, and to lay them. Waits for the stream.
     pub fn load(
         &self,
         stream: &Stream,
@@ -272,8 +275,8 @@ impl Rans {
         if tiling.order() != Order::Fragment {
             return Err(RansError::Unsupported("a tensor in linear order"));
         }
-        if dtype == Dtype::F16 {
-            return Err(RansError::Unsupported("FP16"));
+        if header.table(1).is_some() {
+            return Err(RansError::Unsupported("a tensor with two coded planes"));
         }
         let Some(freqs) = header.table(0) else {
             return Err(RansError::Unsupported("a tensor that is not coded"));
@@ -288,34 +291,20 @@ impl Rans {
         let (table, general) = make_table(freqs.prob_bits(), &ranked, flip(dtype));
 
         let (mut tiles, mut buffer) = (Vec::new(), Vec::new());
-        let (mut starts, mut word_starts, mut n_words) = (vec![0_u64], Vec::new(), 0_usize);
+        let mut starts = vec![0_u64];
         for index in 0..tiling.n_tiles() {
             record.read_tile(source, index, &mut buffer)?;
             tiles.extend_from_slice(&buffer);
             starts.push(tiles.len() as u64);
-            let tile = tiling.tile(index);
-            let units = tile.rows / 16 * tile.cols.div_ceil(UNIT_COLS as usize);
-            word_starts.push(n_words as u32);
-            n_words += if header.is_coded(index) {
-                let n_stream = buffer.len() - header.n_raw_planes() * tile.n_elems();
-                // Each unit begins at a multiple of 8 words.
-                (n_stream / 2 + 8 * units).next_multiple_of(8)
-            } else {
-                units * 16 * 128
-            };
-        }
-        if n_words >= 1 << 31 {
-            return Err(RansError::Unsupported("a record of more than 2^31 words"));
         }
 
         let has_raw = dtype.elem_bytes() == 2;
         let n_units = rows / 16 * cols.div_ceil(UNIT_COLS as usize);
-        let matrix = RansMatrix {
+        let mut matrix = RansMatrix {
             table: stream.upload(&table)?,
-            words: DeviceBuffer::new(&self.device, n_words + 512)?,
+            words: DeviceBuffer::new(&self.device, 0)?,
             states: DeviceBuffer::new(&self.device, n_units * 32)?,
-            counts: DeviceBuffer::new(&self.device, n_units * 32)?,
-            positions: DeviceBuffer::new(&self.device, n_units)?,
+            positions: DeviceBuffer::new(&self.device, n_units + 1)?,
             raw: DeviceBuffer::new(&self.device, if has_raw { n_units * 1024 } else { 0 })?,
             dtype,
             rows: rows as u32,
@@ -324,43 +313,54 @@ impl Rans {
             general,
         };
         let (tiles, starts) = (stream.upload(&tiles)?, stream.upload(&starts)?);
-        let word_starts = stream.upload(&word_starts)?;
         let first_bad = DeviceBuffer::<u64>::filled(&self.device, 1, 0xFF)?;
-        let m = matrix.params();
         let n_tiles = tiling.n_tiles() as u32;
-        let args = LoadArgs {
-            tiles: tiles.address(),
-            tile_starts: starts.address(),
-            word_starts: word_starts.address(),
-            table: m.table,
-            words: m.words,
-            states: m.states,
-            counts: m.counts,
-            positions: m.positions,
-            raw: m.raw,
-            first_bad: first_bad.address(),
-            rows: m.rows,
-            cols: m.cols,
-            prob_bits: m.prob_bits,
-            general: m.general,
-            entry_bytes: m.entry_bytes,
-            n_tiles,
-        };
         let launch = Launch::new(n_tiles.div_ceil(8).min(2 * self.device.info().n_sms), 256)
             .shared(8 * LOAD_BYTES + matrix.table_bytes());
-        // SAFETY: the buffers have the sizes that the kernel computes from the same
-        // header, and live until the stream has been waited for below.
-        unsafe { self.load.of(general).launch(stream, launch, &args)? };
-        match stream.download(&first_bad)?[0] {
-            u64::MAX => Ok(matrix),
-            found => Err(RansError::BadTile {
-                tile: (found >> 8) as usize,
-                what: tile_error(found & 0xFF),
-            }),
+        let run = |matrix: &RansMatrix| {
+            let m = matrix.params();
+            let args = LoadArgs {
+                tiles: tiles.address(),
+                tile_starts: starts.address(),
+                table: m.table,
+                words: if matrix.words.is_empty() { 0 } else { m.words },
+                states: m.states,
+                positions: m.positions,
+                raw: m.raw,
+                first_bad: first_bad.address(),
+                rows: m.rows,
+                cols: m.cols,
+                prob_bits: m.prob_bits,
+                table_bytes: m.table_bytes,
+                one: m.one,
+                n_tiles,
+                f16: m.f16,
+                unused: 0,
+            };
+            // SAFETY: the buffers have the sizes that the kernel computes from the same
+            // header and, the second time, from what it has measured; they live until
+            // the stream has been waited for below.
+            unsafe { self.load.of(general).launch(stream, launch, &args) }
+        };
+        run(&matrix)?;
+        let found = stream.download(&first_bad)?[0];
+        if found != u64::MAX {
+            let (tile, what) = ((found >> 8) as usize, tile_error(found & 0xFF));
+            return Err(RansError::BadTile { tile, what });
         }
+        let mut positions = stream.download(&matrix.positions)?;
+        let Some(n_rows) = place(&mut positions) else {
+            return Err(RansError::Unsupported("a record of more than 2^31 rows of words"));
+        };
+        matrix.positions = stream.upload(&positions)?;
+        // Not empty, for words that are read ahead.
+        matrix.words = DeviceBuffer::new(&self.device, (n_rows + 1) * (ROW_BYTES as usize / 2))?;
+        run(&matrix)?;
+        stream.synchronize()?;
+        Ok(matrix)
     }
 
-    /// Decodes a BF16 matrix, row-major, into `out` of rows x cols elements.
+    /// Decodes a matrix of BF16 or FP16, row-major, into `out` of rows x cols elements.
     ///
     /// # Errors
     ///
@@ -371,11 +371,67 @@ impl Rans {
         matrix: &RansMatrix,
         out: &mut DeviceBuffer<u16>,
     ) -> Result<()> {
-        need(matrix.dtype == Dtype::Bf16, "an element type other than BF16")?;
-        need_length("elements", out.len(), matrix.rows() * matrix.cols())?;
-        let args =
-            DecodeArgs { matrix: matrix.params(), out: out.address(), stride: matrix.cols.into() };
-        let n_blocks = (2 * self.device.info().n_sms).min(matrix.units().div_ceil(16));
+        self.decode_part(stream, matrix, 0..matrix.rows(), 0..matrix.cols(), out)
+    }
+
+    /// Decodes the elements of some rows and columns of a matrix of BF16 or FP16,
+    /// row-major, into `out` of as many elements.
+    ///
+    /// Rows begin and end at multiples of 16, columns begin at a multiple of 256 and end
+    /// at one of 16.
+    ///
+    /// # Errors
+    ///
+    /// As [`Rans::decode`]; other rows and columns, none, or beyond the matrix.
+    ///
+    /// # Cost
+    ///
+    /// Reads and decodes what is asked for.
+    pub fn decode_part(
+        &self,
+        stream: &Stream,
+        matrix: &RansMatrix,
+        rows: Range<usize>,
+        cols: Range<usize>,
+        out: &mut DeviceBuffer<u16>,
+    ) -> Result<()> {
+        let range = part(matrix, rows, cols)?;
+        need_length("elements", out.len(), range.rows as usize * range.cols as usize)?;
+        self.decode_range(self.device.info().n_sms, stream, matrix, range, out)
+    }
+
+    /// [`Rans::decode`] on a part of the GPU's SMs; `out` may be longer.
+    #[allow(dead_code, reason = "prefill will decode ahead with it")]
+    pub(crate) fn decode_on(
+        &self,
+        n_sms: u32,
+        stream: &Stream,
+        matrix: &RansMatrix,
+        out: &DeviceBuffer<u16>,
+    ) -> Result<()> {
+        need_length("elements", out.len(), out.len().max(matrix.rows() * matrix.cols()))?;
+        let all = params::Range { row: 0, col: 0, rows: matrix.rows, cols: matrix.cols };
+        self.decode_range(n_sms, stream, matrix, all, out)
+    }
+
+    /// `out`: room for the range.
+    fn decode_range(
+        &self,
+        n_sms: u32,
+        stream: &Stream,
+        matrix: &RansMatrix,
+        range: params::Range,
+        out: &DeviceBuffer<u16>,
+    ) -> Result<()> {
+        need(matrix.dtype.elem_bytes() == 2, "an element type of one byte")?;
+        let args = DecodeArgs {
+            matrix: matrix.params(),
+            out: out.address(),
+            stride: range.cols.into(),
+            range,
+        };
+        let n_units = range.rows / 16 * range.cols.div_ceil(UNIT_COLS);
+        let n_blocks = (2 * n_sms).clamp(1, n_units.div_ceil(16));
         let launch =
             Launch::new(n_blocks, 512).shared(16 * DECODE_WARP_BYTES + matrix.table_bytes());
         // SAFETY: `out` has room for every element; freeing buffers waits for the kernel.
@@ -394,23 +450,42 @@ impl Rans {
         matrix: &RansMatrix,
         out: &mut DeviceBuffer<u8>,
     ) -> Result<()> {
+        self.decode_bytes_part(stream, matrix, 0..matrix.rows(), 0..matrix.cols(), out)
+    }
+
+    /// Decodes a part of a matrix of one-byte elements, row-major.
+    ///
+    /// # Errors
+    ///
+    /// As [`Rans::decode_part`].
+    pub fn decode_bytes_part(
+        &self,
+        stream: &Stream,
+        matrix: &RansMatrix,
+        rows: Range<usize>,
+        cols: Range<usize>,
+        out: &mut DeviceBuffer<u8>,
+    ) -> Result<()> {
         need(matrix.dtype.elem_bytes() == 1, "an element type of two bytes")?;
-        need_length("elements", out.len(), matrix.rows() * matrix.cols())?;
+        let range = part(matrix, rows, cols)?;
+        need_length("elements", out.len(), range.rows as usize * range.cols as usize)?;
         let args = BytesArgs {
             matrix: matrix.params(),
             out: out.address(),
+            range,
             flip: matrix.flip(),
             unused: 0,
         };
-        let n_blocks = (4 * self.device.info().n_sms).min(matrix.units().div_ceil(8));
+        let n_units = range.rows / 16 * range.cols.div_ceil(UNIT_COLS);
+        let n_blocks = (4 * self.device.info().n_sms).min(n_units.div_ceil(8));
         let launch = Launch::new(n_blocks, 256).shared(8 * ROWS_WARP_BYTES + matrix.table_bytes());
         // SAFETY: `out` has room for every element; freeing buffers waits for the kernel.
         unsafe { self.bytes.of(matrix.general).launch(stream, launch, &args)? };
         Ok(())
     }
 
-    /// Rows of a BF16 matrix: `out[i]` becomes row `ids[i]`; a row whose number is
-    /// not below the matrix's rows is left alone.
+    /// Rows of a matrix of BF16 or FP16: `out[i]` becomes row `ids[i]`; a row whose
+    /// number is not below the matrix's rows is left alone.
     ///
     /// # Errors
     ///
@@ -426,32 +501,98 @@ impl Rans {
         ids: &DeviceBuffer<u32>,
         out: &mut DeviceBuffer<u16>,
     ) -> Result<()> {
-        need(matrix.dtype == Dtype::Bf16, "an element type other than BF16")?;
+        need(matrix.dtype.elem_bytes() == 2, "an element type of one byte")?;
         need_length("elements", out.len(), ids.len() * matrix.cols())?;
+        self.gather_any(stream, &self.gather, matrix, ids, out.address())
+    }
+
+    /// Rows of a matrix of one-byte elements, as [`Rans::gather`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Rans::decode`].
+    pub fn gather_bytes(
+        &self,
+        stream: &Stream,
+        matrix: &RansMatrix,
+        ids: &DeviceBuffer<u32>,
+        out: &mut DeviceBuffer<u8>,
+    ) -> Result<()> {
+        need(matrix.dtype.elem_bytes() == 1, "an element type of two bytes")?;
+        need_length("elements", out.len(), ids.len() * matrix.cols())?;
+        self.gather_any(stream, &self.gather_bytes, matrix, ids, out.address())
+    }
+
+    /// `out`: room for a row for each id.
+    fn gather_any(
+        &self,
+        stream: &Stream,
+        kernels: &Pair,
+        matrix: &RansMatrix,
+        ids: &DeviceBuffer<u32>,
+        out: u64,
+    ) -> Result<()> {
         if ids.is_empty() {
             return Ok(());
         }
         let args = GatherArgs {
             matrix: matrix.params(),
             ids: ids.address(),
-            out: out.address(),
+            out,
             n_ids: ids.len() as u32,
-            unused: 0,
+            flip: matrix.flip(),
         };
         let n_tasks = ids.len() as u32 * matrix.cols.div_ceil(UNIT_COLS);
         let launch = Launch::new((4 * self.device.info().n_sms).min(n_tasks.div_ceil(8)), 256)
             .shared(8 * ROWS_WARP_BYTES + matrix.table_bytes());
         // SAFETY: `out` has a row for each id, and the kernel skips ids beyond the
         // matrix; freeing buffers waits for the kernel.
-        unsafe { self.gather.of(matrix.general).launch(stream, launch, &args)? };
+        unsafe { kernels.of(matrix.general).launch(stream, launch, &args)? };
         Ok(())
     }
 
-    /// `y[tokens, rows] = x[tokens, cols] * W^T + bias`, in FP32, rounded to BF16 (BF16
-    /// weights) or FP16 (INT8 weights, dequantised as `f16(q * scale)`).
+    /// `y = x * W^T + bias`: `x` is `[tokens][cols]`, `y` `[tokens][rows]`, of BF16 for BF16
+    /// weights and otherwise FP16; see [`Rans::product`] for the others. `scratch`: at
+    /// least [`RansMatrix::fragment_words`].
     ///
-    /// `x` are the B fragments that the kernel `activation_fragments` makes, of
-    /// ceil(tokens / 8) groups. `scales` (INT8): one, or one a row. `bias`: one a row,
+    /// # Errors
+    ///
+    /// As [`Rans::product`].
+    #[allow(clippy::too_many_arguments)]
+    pub fn run(
+        &self,
+        stream: &Stream,
+        matrix: &RansMatrix,
+        x: &DeviceBuffer<u16>,
+        tokens: usize,
+        scales: Option<&DeviceBuffer<f32>>,
+        bias: Option<&DeviceBuffer<u16>>,
+        y: &mut DeviceBuffer<u16>,
+        scratch: &mut DeviceBuffer<u32>,
+    ) -> Result<()> {
+        need((1..=64).contains(&tokens), "a product of no tokens or more than 64")?;
+        let n_words = matrix.fragment_words(tokens);
+        need_length("activations", x.len(), tokens * matrix.cols())?;
+        need_length("words of scratch", scratch.len(), scratch.len().max(n_words))?;
+        let args = Fragments {
+            x: x.address(),
+            out: scratch.address(),
+            cols: matrix.cols,
+            tokens: tokens as u32,
+            cores: 0,
+            unused: 0,
+        };
+        let launch = Launch::new((n_words / 4).div_ceil(256) as u32, 256);
+        // SAFETY: the lengths were checked above; freeing buffers waits for the kernel.
+        unsafe { self.fragments.launch(stream, launch, &args)? };
+        self.product(stream, matrix, scratch, tokens, scales, bias, y)
+    }
+
+    /// `y[tokens, rows] = x[tokens, cols] * W^T + bias`, in FP32, rounded to BF16 (BF16
+    /// weights) or FP16 (FP16, and INT8 dequantised as `f16(q * scale)`).
+    ///
+    /// `x` are the B fragments that the kernel `activation_fragments` makes, at least
+    /// [`RansMatrix::fragment_words`]. `scales` (INT8): one, or one a row. `bias`: one a row,
     /// of the type of `y`.
     ///
     /// # Errors
@@ -469,11 +610,13 @@ impl Rans {
         y: &mut DeviceBuffer<u16>,
     ) -> Result<()> {
         let int8 = matrix.dtype == Dtype::I8;
-        need(int8 || matrix.dtype == Dtype::Bf16, "an element type other than BF16 and INT8")?;
-        need(int8 == scales.is_some(), "INT8 without scales, or BF16 with scales,")?;
+        need(
+            matches!(matrix.dtype, Dtype::Bf16 | Dtype::F16 | Dtype::I8),
+            "an element type other than BF16, FP16 and INT8",
+        )?;
+        need(int8 == scales.is_some(), "INT8 without scales, or another type with scales,")?;
         need((1..=64).contains(&tokens), "a product of no tokens or more than 64")?;
-        let group_words = matrix.cols().div_ceil(128) * 4 * 32 * 4;
-        need_length("words of x", x.len(), tokens.div_ceil(8) * group_words)?;
+        need_length("words of x", x.len(), x.len().max(matrix.fragment_words(tokens)))?;
         need_length("elements of y", y.len(), tokens * matrix.rows())?;
         let n_scales = scales.map_or(1, DeviceBuffer::len);
         if n_scales != 1 {
@@ -496,15 +639,15 @@ impl Rans {
             stride: matrix.rows,
         };
         let (function, most, blocks_per_sm) = if matrix.general {
-            (&self.general_products[usize::from(int8)], 64, 1)
+            let found = self.general_products.iter().find(|(dtype, _)| *dtype == matrix.dtype);
+            (&found.expect("there is one for each type").1, 64, 1)
         } else {
             let product = (self.products.iter())
-                .find(|p| p.int8 == int8 && p.tokens >= args.tokens)
+                .find(|p| p.dtype == matrix.dtype && p.tokens >= args.tokens)
                 .expect("there is one for 64 tokens");
             (&product.function, product.tokens, product.blocks_per_sm)
         };
-        let words_bytes = if int8 { 3584 } else { 2 * 2048 };
-        let shared = 2 * 16 * most * 64 + 16 * words_bytes + matrix.table_bytes();
+        let shared = 2 * 16 * most * 64 + 16 * product_words_bytes(int8) + matrix.table_bytes();
         let per_block = 16 / slices;
         let n_blocks =
             (blocks_per_sm * self.device.info().n_sms).min((matrix.rows / 16).div_ceil(per_block));
@@ -513,6 +656,40 @@ impl Rans {
         unsafe { function.launch(stream, launch, &args)? };
         Ok(())
     }
+}
+
+/// Rows of words of each unit -> number of the first, for every unit and the end.
+/// Returns how many there are.
+fn place(positions: &mut [u32]) -> Option<usize> {
+    let (last, units) = positions.split_last_mut()?;
+    let mut next = 0_u32;
+    for position in units {
+        let (n_rows, flag) = (*position & !RAW_UNIT, *position & RAW_UNIT);
+        *position = next | flag;
+        next = next.checked_add(n_rows).filter(|&next| next < RAW_UNIT)?;
+    }
+    *last = next;
+    Some(next as usize)
+}
+
+/// A part that [`Rans::decode_part`] can decode.
+fn part(matrix: &RansMatrix, rows: Range<usize>, cols: Range<usize>) -> Result<params::Range> {
+    let inside = rows.start < rows.end
+        && rows.end <= matrix.rows()
+        && cols.start < cols.end
+        && cols.end <= matrix.cols();
+    let aligned = rows.start.is_multiple_of(16)
+        && rows.end.is_multiple_of(16)
+        && cols.start.is_multiple_of(UNIT_COLS as usize)
+        && cols.end.is_multiple_of(16);
+    need(inside, "a part beyond the matrix, or an empty one,")?;
+    need(aligned, "a part that does not begin and end at whole blocks")?;
+    Ok(params::Range {
+        row: rows.start as u32,
+        col: cols.start as u32,
+        rows: rows.len() as u32,
+        cols: cols.len() as u32,
+    })
 }
 
 fn need(condition: bool, what: &'static str) -> Result<()> {
@@ -547,11 +724,18 @@ mod tests {
         ] {
             let (table, general) = make_table(prob_bits, &ranked, 0x80);
             assert!(general, "{prob_bits}");
-            assert_eq!(table.len() * 4, table_bytes(prob_bits, true) as usize);
+            assert_eq!(table.len() * 4, 1024 + (1 << prob_bits));
             // Symbols are not flipped here; the kernel does it.
             assert_eq!(table[usize::from(ranked[0].0)], ranked[0].1);
             let bytes: Vec<u8> = table[256..].iter().flat_map(|w| w.to_le_bytes()).collect();
             assert_eq!(bytes[0], ranked[0].0);
         }
+    }
+    #[test]
+    fn units_lie_one_after_another() {
+        let mut positions = [3, 64 | RAW_UNIT, 0, 5, 77];
+        assert_eq!(place(&mut positions), Some(72));
+        assert_eq!(positions, [0, 3 | RAW_UNIT, 67, 67, 72]);
+        assert_eq!(place(&mut [RAW_UNIT - 1, 1, 0]), None);
     }
 }

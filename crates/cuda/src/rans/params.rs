@@ -7,15 +7,14 @@ pub(super) struct Matrix {
     pub(super) table: u64,
     pub(super) words: u64,
     pub(super) states: u64,
-    pub(super) counts: u64,
     pub(super) positions: u64,
     pub(super) raw: u64,
     pub(super) rows: u32,
     pub(super) cols: u32,
     pub(super) prob_bits: u32,
-    pub(super) general: u32,
-    pub(super) entry_bytes: u32,
-    pub(super) align: u32,
+    pub(super) table_bytes: u32,
+    pub(super) one: u32,
+    pub(super) f16: u32,
 }
 
 /// `rans::LoadArgs`.
@@ -24,20 +23,30 @@ pub(super) struct Matrix {
 pub(super) struct LoadArgs {
     pub(super) tiles: u64,
     pub(super) tile_starts: u64,
-    pub(super) word_starts: u64,
     pub(super) table: u64,
     pub(super) words: u64,
     pub(super) states: u64,
-    pub(super) counts: u64,
     pub(super) positions: u64,
     pub(super) raw: u64,
     pub(super) first_bad: u64,
     pub(super) rows: u32,
     pub(super) cols: u32,
     pub(super) prob_bits: u32,
-    pub(super) general: u32,
-    pub(super) entry_bytes: u32,
+    pub(super) table_bytes: u32,
+    pub(super) one: u32,
     pub(super) n_tiles: u32,
+    pub(super) f16: u32,
+    pub(super) unused: u32,
+}
+
+/// `rans::Range`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(super) struct Range {
+    pub(super) row: u32,
+    pub(super) col: u32,
+    pub(super) rows: u32,
+    pub(super) cols: u32,
 }
 
 /// `rans::DecodeArgs`.
@@ -47,6 +56,7 @@ pub(super) struct DecodeArgs {
     pub(super) matrix: Matrix,
     pub(super) out: u64,
     pub(super) stride: u64,
+    pub(super) range: Range,
 }
 
 /// `rans::BytesArgs`.
@@ -55,6 +65,7 @@ pub(super) struct DecodeArgs {
 pub(super) struct BytesArgs {
     pub(super) matrix: Matrix,
     pub(super) out: u64,
+    pub(super) range: Range,
     pub(super) flip: u32,
     pub(super) unused: u32,
 }
@@ -67,7 +78,7 @@ pub(super) struct GatherArgs {
     pub(super) ids: u64,
     pub(super) out: u64,
     pub(super) n_ids: u32,
-    pub(super) unused: u32,
+    pub(super) flip: u32,
 }
 
 /// `rans::ProductArgs`.
@@ -86,23 +97,28 @@ pub(super) struct ProductArgs {
     pub(super) stride: u32,
 }
 
-const _: () = assert!(size_of::<Matrix>() == 72 && std::mem::offset_of!(Matrix, rows) == 48);
-const _: () = assert!(size_of::<LoadArgs>() == 104 && std::mem::offset_of!(LoadArgs, rows) == 80);
-const _: () = assert!(size_of::<DecodeArgs>() == 88);
-const _: () = assert!(size_of::<BytesArgs>() == 88 && std::mem::offset_of!(BytesArgs, flip) == 80);
+const _: () = assert!(size_of::<Matrix>() == 64 && std::mem::offset_of!(Matrix, rows) == 40);
+const _: () = assert!(size_of::<LoadArgs>() == 96 && std::mem::offset_of!(LoadArgs, rows) == 64);
+const _: () = assert!(size_of::<DecodeArgs>() == 96);
+const _: () = assert!(size_of::<BytesArgs>() == 96 && std::mem::offset_of!(BytesArgs, flip) == 88);
 const _: () =
-    assert!(size_of::<GatherArgs>() == 96 && std::mem::offset_of!(GatherArgs, n_ids) == 88);
+    assert!(size_of::<GatherArgs>() == 88 && std::mem::offset_of!(GatherArgs, n_ids) == 80);
 const _: () =
-    assert!(size_of::<ProductArgs>() == 128 && std::mem::offset_of!(ProductArgs, tokens) == 112);
+    assert!(size_of::<ProductArgs>() == 120 && std::mem::offset_of!(ProductArgs, tokens) == 104);
 
 /// Columns of a unit; its rows are 16.
 pub(super) const UNIT_COLS: u32 = 256;
+/// Bytes of a row of words: one for each lane.
+pub(super) const ROW_BYTES: u32 = 64;
+/// Of a unit's position: its symbols are not coded.
+pub(super) const RAW_UNIT: u32 = 1 << 31;
 /// Shared memory of a warp: `kLoadBytes`, `kDecodeWarpBytes`, `kRowsWarpBytes`.
-pub(super) const LOAD_BYTES: u32 = 32 * 130 * 2;
-pub(super) const DECODE_WARP_BYTES: u32 = 2 * 2048 + 16 * 128;
-pub(super) const ROWS_WARP_BYTES: u32 = 2 * 2048;
+pub(super) const LOAD_BYTES: u32 = 8 * 16 * ROW_BYTES;
+pub(super) const DECODE_WARP_BYTES: u32 = 2 * 32 * ROW_BYTES + 16 * 128;
+pub(super) const ROWS_WARP_BYTES: u32 = 2 * 32 * ROW_BYTES;
 
-/// Bytes of a decode table.
-pub(super) const fn table_bytes(prob_bits: u32, general: bool) -> u32 {
-    if general { 1024 + (1 << prob_bits) } else { 4 << prob_bits }
+/// Shared memory for the words of a warp of a product: `kProductRows`, one buffer
+/// (INT8) or two.
+pub(super) const fn product_words_bytes(int8: bool) -> u32 {
+    if int8 { 60 * ROW_BYTES } else { 2 * 32 * ROW_BYTES }
 }

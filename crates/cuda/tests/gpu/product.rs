@@ -9,13 +9,13 @@ use crate::{Gpu, Random};
 const SHAPES: [(usize, usize); 8] =
     [(16, 128), (1, 1), (15, 17), (17, 129), (129, 127), (127, 4097), (4097, 129), (272, 2000)];
 
-fn elem_bytes(format: WeightFormat) -> usize {
+pub(crate) fn elem_bytes(format: WeightFormat) -> usize {
     if matches!(format.twin(), WeightFormat::DenseInt8) { 1 } else { 2 }
 }
 
 /// Weights: `spread` of 100 elements have random bits, NaN and infinity among
 /// them; the others eight exponents.
-fn weights(format: WeightFormat, n: usize, spread: u64, random: &mut Random) -> Vec<u8> {
+pub(crate) fn weights(format: WeightFormat, n: usize, spread: u64, random: &mut Random) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(n * elem_bytes(format));
     for _ in 0..n {
         let r = random.bits();
@@ -39,7 +39,7 @@ fn weights(format: WeightFormat, n: usize, spread: u64, random: &mut Random) -> 
 }
 
 /// Activations between -2 and 2.
-fn activations(format: WeightFormat, n: usize, random: &mut Random) -> Vec<u16> {
+pub(crate) fn activations(format: WeightFormat, n: usize, random: &mut Random) -> Vec<u16> {
     let bf16 = format.twin() == WeightFormat::DenseBf16;
     (0..n)
         .map(|_| {
@@ -50,7 +50,7 @@ fn activations(format: WeightFormat, n: usize, random: &mut Random) -> Vec<u16> 
 }
 
 /// A product with the matrix cut into two segments where it can be.
-fn product(
+pub(crate) fn product(
     gpu: &Gpu,
     format: WeightFormat,
     (rows, cols): (usize, usize),
@@ -73,7 +73,7 @@ fn product(
     Product::new(&gpu.device, &gpu.stream, &matrices, &parts, bias).unwrap()
 }
 
-fn run(gpu: &Gpu, product: &Product, x: &[u16]) -> Vec<u16> {
+pub(crate) fn run(gpu: &Gpu, product: &Product, x: &[u16]) -> Vec<u16> {
     let n_tokens = x.len() / product.cols();
     let mut scratch = product.scratch(&gpu.device, n_tokens).unwrap();
     let x = gpu.stream.upload(x).unwrap();

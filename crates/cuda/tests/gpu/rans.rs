@@ -1,5 +1,7 @@
 //! Entropy-coded weights: loaded, decoded, gathered, multiplied.
 
+use std::ops::Range;
+
 use transom::{Dtype, Isa, Record, RecordWriter, TensorStatistics, encode_record};
 use transom_cuda::DeviceBuffer;
 use transom_cuda::fixed::{FixedMatrix, WeightFormat};
@@ -131,6 +133,119 @@ fn gather_gives_the_rows_asked_for() {
             let untouched = vec![0xFFFF; cols];
             let expected = if id < rows { &weights[id * cols..][..cols] } else { &untouched };
             assert!(row == expected, "{name}, row {id}");
+        }
+    }
+}
+
+#[test]
+fn rows_of_one_byte_come_back() {
+    let Some(gpu) = Gpu::open() else { return };
+    let rans = Rans::new(&gpu.device).unwrap();
+    let mut random = Random::fresh();
+    let [rows, cols] = [400, 1168];
+    for (dtype, sigma) in
+        [(Dtype::I8, 13.0), (Dtype::I8, 3.0), (Dtype::U8, 20.0), (Dtype::F8E4M3, 9.0)]
+    {
+        let data: Vec<u8> =
+            (0..rows * cols).map(|_| (sigma * normal(&mut random)).round() as i32 as u8).collect();
+        let matrix = load(&gpu, &rans, dtype, [rows, cols], &data);
+        let mut ids: Vec<u32> = (0..67).map(|_| (random.bits() % rows as u64) as u32).collect();
+        ids[2] = rows as u32;
+        let buffer = gpu.stream.upload(&ids).unwrap();
+        let mut out = DeviceBuffer::filled(&gpu.device, ids.len() * cols, 0xC3).unwrap();
+        rans.gather_bytes(&gpu.stream, &matrix, &buffer, &mut out).unwrap();
+        let found = gpu.stream.download(&out).unwrap();
+        for (row, &id) in found.chunks(cols).zip(&ids) {
+            let id = id as usize;
+            let untouched = vec![0xC3; cols];
+            let expected = if id < rows { &data[id * cols..][..cols] } else { &untouched };
+            assert!(row == expected, "{dtype:?} {sigma}, row {id}");
+        }
+    }
+}
+
+/// Elements of some rows and columns of a matrix with `cols` columns.
+fn cut<T: Copy>(all: &[T], cols: usize, rows: &Range<usize>, part: &Range<usize>) -> Vec<T> {
+    rows.clone().flat_map(|row| all[row * cols..][part.clone()].iter().copied()).collect()
+}
+
+#[test]
+fn parts_of_a_matrix_come_back() {
+    let Some(gpu) = Gpu::open() else { return };
+    let rans = Rans::new(&gpu.device).unwrap();
+    let mut random = Random::fresh();
+    let [n_rows, n_cols] = [304, 1168];
+    let weights: Vec<u16> =
+        (0..n_rows * n_cols).map(|_| bf16(0.02 * normal(&mut random))).collect();
+    let matrix = load(&gpu, &rans, Dtype::Bf16, [n_rows, n_cols], &bytes(&weights));
+    let data: Vec<u8> =
+        (0..n_rows * n_cols).map(|_| (13.0 * normal(&mut random)).round() as i8 as u8).collect();
+    let int8 = load(&gpu, &rans, Dtype::I8, [n_rows, n_cols], &data);
+    let parts = [
+        (0..16, 0..16),
+        (112..144, 256..1168),
+        (288..304, 1024..1168),
+        (0..304, 512..528),
+        (16..128, 0..1024),
+    ];
+    for (rows, cols) in parts {
+        let n = rows.len() * cols.len();
+        let mut out = DeviceBuffer::filled(&gpu.device, n, 0xFF).unwrap();
+        rans.decode_part(&gpu.stream, &matrix, rows.clone(), cols.clone(), &mut out).unwrap();
+        let expected = cut(&weights, n_cols, &rows, &cols);
+        assert!(gpu.stream.download(&out).unwrap() == expected, "{rows:?} {cols:?}");
+        let mut out = DeviceBuffer::filled(&gpu.device, n, 0xFF).unwrap();
+        rans.decode_bytes_part(&gpu.stream, &int8, rows.clone(), cols.clone(), &mut out).unwrap();
+        let expected = cut(&data, n_cols, &rows, &cols);
+        assert!(gpu.stream.download(&out).unwrap() == expected, "{rows:?} {cols:?}");
+    }
+    let mut out = DeviceBuffer::filled(&gpu.device, 256, 0xFF).unwrap();
+    for (rows, cols) in [(8..24, 0..16), (0..16, 128..144), (304..320, 0..16), (16..16, 0..16)] {
+        let result = rans.decode_part(&gpu.stream, &matrix, rows, cols, &mut out);
+        assert!(matches!(result, Err(RansError::Unsupported(_))));
+    }
+}
+
+#[test]
+fn fp16_is_decoded_gathered_and_multiplied() {
+    let Some(gpu) = Gpu::open() else { return };
+    let rans = Rans::new(&gpu.device).unwrap();
+    let mut random = Random::fresh();
+    for [rows, cols] in [[16, 16], [144, 1168], [304, 4352]] {
+        let half = |value: f32| half::f16::from_f32(value).to_bits();
+        let weights: Vec<u16> =
+            (0..rows * cols).map(|_| half(0.02 * normal(&mut random))).collect();
+        let data = bytes(&weights);
+        let matrix = load(&gpu, &rans, Dtype::F16, [rows, cols], &data);
+        let mut out = DeviceBuffer::filled(&gpu.device, weights.len(), 0xFF).unwrap();
+        rans.decode(&gpu.stream, &matrix, &mut out).unwrap();
+        assert!(gpu.stream.download(&out).unwrap() == weights, "{rows} x {cols}");
+
+        let ids = [rows as u32 - 1, 3, 11];
+        let buffer = gpu.stream.upload(&ids).unwrap();
+        let mut out = DeviceBuffer::filled(&gpu.device, ids.len() * cols, 0xFF).unwrap();
+        rans.gather(&gpu.stream, &matrix, &buffer, &mut out).unwrap();
+        let found = gpu.stream.download(&out).unwrap();
+        for (row, id) in found.chunks(cols).zip(ids) {
+            assert!(row == &weights[id as usize * cols..][..cols], "{rows} x {cols}, row {id}");
+        }
+
+        let dense = FixedMatrix::encode(WeightFormat::DenseF16, 0, rows, cols, &data);
+        let twin = Product::new(&gpu.device, &gpu.stream, &[dense], &[], None).unwrap();
+        let x: Vec<u16> = (0..64 * cols).map(|_| half(normal(&mut random))).collect();
+        for tokens in [1, 2, 8, 9, 32, 33, 64] {
+            let mut scratch = twin.scratch(&gpu.device, tokens).unwrap();
+            let plain = gpu.stream.upload(&x[..tokens * cols]).unwrap();
+            let mut expected = DeviceBuffer::filled(&gpu.device, tokens * rows, 0xFF).unwrap();
+            twin.run(&gpu.stream, &plain, &mut expected, tokens, &mut scratch).unwrap();
+            let words = matrix.fragment_words(tokens);
+            let mut scratch = DeviceBuffer::filled(&gpu.device, words + 5, 0xFF).unwrap();
+            let mut found = DeviceBuffer::filled(&gpu.device, tokens * rows, 0xAA).unwrap();
+            rans.run(&gpu.stream, &matrix, &plain, tokens, None, None, &mut found, &mut scratch)
+                .unwrap();
+            let (expected, found) =
+                (gpu.stream.download(&expected).unwrap(), gpu.stream.download(&found).unwrap());
+            assert!(found == expected, "{rows} x {cols}, {tokens} tokens");
         }
     }
 }
@@ -310,6 +425,43 @@ fn product_equals_the_dense_one_bit_for_bit() {
             let (expected, found) =
                 (gpu.stream.download(&expected).unwrap(), gpu.stream.download(&found).unwrap());
             assert!(found == expected, "{name} {rows} x {cols}, {tokens} tokens");
+        }
+    }
+}
+
+#[test]
+fn int8_product_equals_the_dense_one_bit_for_bit() {
+    let Some(gpu) = Gpu::open() else { return };
+    let rans = Rans::new(&gpu.device).unwrap();
+    let mut random = Random::fresh();
+    // Entropies of 5.7 bits; of 7.5 bits, more words than a warp's buffer takes; of 2.
+    for ([rows, cols], sigma) in
+        [([16, 16], 13.0), ([208, 1168], 13.0), ([144, 4352], 50.0), ([128, 528], 1.0)]
+    {
+        let data: Vec<u8> = (0..rows * cols)
+            .map(|_| (sigma * normal(&mut random)).round().clamp(-128.0, 127.0) as i8 as u8)
+            .collect();
+        let scales: Vec<f32> =
+            (0..rows).map(|_| 0.003 * (0.3 * normal(&mut random)).exp()).collect();
+        let matrix = load(&gpu, &rans, Dtype::I8, [rows, cols], &data);
+        let dense = FixedMatrix::encode(WeightFormat::DenseInt8, 0, rows, cols, &data);
+        let device_scales = gpu.stream.upload(&scales).unwrap();
+        let twin = Product::new(&gpu.device, &gpu.stream, &[dense], &[scales], None).unwrap();
+        let x: Vec<u16> =
+            (0..64 * cols).map(|_| half::f16::from_f32(normal(&mut random)).to_bits()).collect();
+        for tokens in [1, 2, 8, 9, 16, 17, 32, 33, 64] {
+            let mut scratch = twin.scratch(&gpu.device, tokens).unwrap();
+            let plain = gpu.stream.upload(&x[..tokens * cols]).unwrap();
+            let mut expected = DeviceBuffer::filled(&gpu.device, tokens * rows, 0xFF).unwrap();
+            twin.run(&gpu.stream, &plain, &mut expected, tokens, &mut scratch).unwrap();
+            let fragments = gpu.stream.upload(&fragments(&x, tokens, cols)).unwrap();
+            let mut found = DeviceBuffer::filled(&gpu.device, tokens * rows, 0xAA).unwrap();
+            let scales = Some(&device_scales);
+            rans.product(&gpu.stream, &matrix, &fragments, tokens, scales, None, &mut found)
+                .unwrap();
+            let (expected, found) =
+                (gpu.stream.download(&expected).unwrap(), gpu.stream.download(&found).unwrap());
+            assert!(found == expected, "{rows} x {cols}, {tokens} tokens");
         }
     }
 }
