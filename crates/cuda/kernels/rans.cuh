@@ -94,6 +94,7 @@ __device__ __forceinline__ uint32_t load_shared(uint32_t address) {
 /// the compiler must not know: multiplications have a pipe of their own, shifts
 /// share one with the logic.
 struct Table {
+    static constexpr int kPlanes = 1;  // that are coded
     uint32_t address;  // in shared memory
     uint32_t p;
     uint32_t mask;     // 2^p - 1
@@ -148,6 +149,22 @@ struct General : Table {
         x = (interval & 0xFFFF) * (x >> p) + slot - (interval >> 16);
         return (symbol ^ flip) << p;
     }
+};
+
+/// FP16 with two coded planes: a General of each, one after the other, and 16 times
+/// the probability bits of the low plane added to those of the high one. A step
+/// decodes a symbol of each.
+struct TwoPlanes : General {
+    static constexpr int kPlanes = 2;
+    General low;
+
+    __device__ __forceinline__ static Matrix plane(const Matrix& w, int which) {
+        Matrix one_plane = w;
+        one_plane.prob_bits = w.prob_bits >> (4 * which) & 15;
+        return one_plane;
+    }
+    __device__ __forceinline__ TwoPlanes(const Matrix& w, uint32_t address_, uint32_t flip_, int lane)
+        : General(plane(w, 0), address_, flip_, lane), low(plane(w, 1), address_ + 1024 + (1u << (w.prob_bits & 15)), flip_, lane) {}
 };
 
 /// One lane's place in its words.
@@ -262,47 +279,61 @@ __device__ __forceinline__ Unit take(Feeder<kRows, kBuffers, Next>& feeder) {
     return unit;
 }
 
+/// Raw bits of element i of a lane, as spread_raw puts them for FP16.
+__device__ __forceinline__ void put_raw(uint2& raw, int i, uint32_t byte) {
+    const uint32_t shift = 16 * (i & 1) + 8 * (i >> 1 & 1);
+    uint32_t& word = i < 4 ? raw.x : raw.y;
+    if (i % 4 == 0) word = 0;
+    word |= (byte & 0xFF) << shift;
+}
+
 /// Decodes a block of a unit whose words lie in shared memory, not the last of its
-/// tile: eight words with the symbols in bits p .. p + 8.
+/// tile: eight words with the symbols in bits p .. p + 8. `raw`: its raw bits, which
+/// are decoded too if there are two coded planes.
 template <class AnyTable>
-__device__ __forceinline__ void block(const AnyTable& t, Lane& lane, uint32_t (&entries)[8]) {
+__device__ __forceinline__ void block(const AnyTable& t, Lane& lane, uint32_t (&entries)[8], uint2& raw) {
 #pragma unroll
-    for (int i = 0; i < 8; i++) entries[i] = step(t, lane);
-}
-
-/// The symbols, a byte each, of block number `at` of any unit. `is_tail`: the last
-/// block of a tile.
-template <class AnyTable>
-__device__ __forceinline__ uint2 slow_symbols(const AnyTable& t, const uint4* words, Unit& unit, uint32_t at, int lane, bool is_tail) {
-    const uint16_t* rows = (const uint16_t*)words + (size_t)(unit.position & ~kRawUnit) * (kRowBytes / 2);
-    if (unit.position & kRawUnit) {
-        const uint2 v = ((const uint2*)rows)[at * 32 + lane];
-        const uint32_t flip = t.flip * 0x01010101u;
-        return make_uint2(v.x ^ flip, v.y ^ flip);
-    }
-    uint32_t low = 0, high = 0;
-#pragma unroll 1
     for (int i = 0; i < 8; i++) {
-        uint32_t entry;
-        if (is_tail && i >= 6) {
-            entry = tail_symbol(t, unit.lane.x, lane, i - 6);
-        } else if (unit.in_shared) {
-            entry = step(t, unit.lane);
-        } else {
-            entry = t.advance(unit.lane.x);
-            if (unit.lane.x < 1u << 16) unit.lane.x = unit.lane.x << 16 | rows[unit.taken++ * 32 + lane];
-        }
-        low = __funnelshift_r(low, high, 8);
-        high = high >> 8 | (entry >> t.p) << 24;
+        entries[i] = step(t, lane);
+        if constexpr (AnyTable::kPlanes == 2) put_raw(raw, i, step(t.low, lane) >> t.low.p);
     }
-    return make_uint2(low, high);
 }
 
+/// The next symbol of any unit that is coded.
 template <class AnyTable>
-__device__ __forceinline__ void slow_block(const AnyTable& t, const uint4* words, Unit& unit, uint32_t at, int lane, bool is_tail, uint32_t (&entries)[8]) {
-    const uint2 v = slow_symbols(t, words, unit, at, lane, is_tail);
+__device__ __forceinline__ uint32_t any_step(const AnyTable& t, const uint16_t* rows, Unit& unit, int lane) {
+    if (unit.in_shared) return step(t, unit.lane);
+    const uint32_t entry = t.advance(unit.lane.x);
+    if (unit.lane.x < 1u << 16) unit.lane.x = unit.lane.x << 16 | rows[unit.taken++ * 32 + lane];
+    return entry;
+}
+
+/// Decodes block number `at` of any unit. `is_tail`: the last block of a tile.
+template <class AnyTable>
+__device__ __forceinline__ void slow_block(const AnyTable& t, const uint4* words, Unit& unit, uint32_t at, int lane, bool is_tail, uint32_t (&entries)[8], uint2& raw) {
+    const uint16_t* rows = (const uint16_t*)words + (size_t)(unit.position & ~kRawUnit) * (kRowBytes / 2);
+    uint2 high = make_uint2(0, 0), low = high;
+    if (unit.position & kRawUnit) {
+        high = ((const uint2*)rows)[at * 32 + lane];
+        high.x ^= t.flip * 0x01010101u, high.y ^= t.flip * 0x01010101u;
+        if (AnyTable::kPlanes == 2) low = ((const uint2*)rows)[(kUnitBlocks + at) * 32 + lane];
+    } else {
+        auto shift_in = [](uint2& bytes, uint32_t byte) {
+            bytes.x = __funnelshift_r(bytes.x, bytes.y, 8);
+            bytes.y = bytes.y >> 8 | byte << 24;
+        };
+#pragma unroll 1
+        for (int i = 0; i < 8; i++) {
+            const bool in_states = is_tail && i >= 8 - 2 / AnyTable::kPlanes;
+            shift_in(high, (in_states ? tail_symbol(t, unit.lane.x, lane, AnyTable::kPlanes == 2 ? 0 : i - 6) : any_step(t, rows, unit, lane)) >> t.p);
+            if constexpr (AnyTable::kPlanes == 2) shift_in(low, (in_states ? tail_symbol(t.low, unit.lane.x, lane, 1) : any_step(t.low, rows, unit, lane)) >> t.low.p);
+        }
+    }
 #pragma unroll
-    for (int i = 0; i < 8; i++) entries[i] = ((i < 4 ? v.x : v.y) >> (8 * (i & 3)) & 0xFF) << t.p;
+    for (int i = 0; i < 8; i++) {
+        entries[i] = ((i < 4 ? high.x : high.y) >> (8 * (i & 3)) & 0xFF) << t.p;
+        if (AnyTable::kPlanes == 2) put_raw(raw, i, (i < 4 ? low.x : low.y) >> (8 * (i & 3)));
+    }
 }
 
 /// Two elements of two bytes from the words of two symbols and raw bits in place.
@@ -314,11 +345,11 @@ __device__ __forceinline__ uint32_t join(const Table& t, uint32_t low, uint32_t 
 }
 
 /// The A fragment of a block from its symbols and two words of raw bits.
-__device__ __forceinline__ void join_block(const Table& t, const uint32_t (&e)[8], uint32_t raw0, uint32_t raw1, uint32_t (&a)[4]) {
-    a[0] = join(t, e[0], e[1], raw0);
-    a[1] = join(t, e[2], e[3], __funnelshift_r(raw0, raw0, 8));
-    a[2] = join(t, e[4], e[5], raw1);
-    a[3] = join(t, e[6], e[7], __funnelshift_r(raw1, raw1, 8));
+__device__ __forceinline__ void join_block(const Table& t, const uint32_t (&e)[8], uint2 raw, uint32_t (&a)[4]) {
+    a[0] = join(t, e[0], e[1], raw.x);
+    a[1] = join(t, e[2], e[3], __funnelshift_r(raw.x, raw.x, 8));
+    a[2] = join(t, e[4], e[5], raw.y);
+    a[3] = join(t, e[6], e[7], __funnelshift_r(raw.y, raw.y, 8));
 }
 
 #endif  // __CUDACC__

@@ -80,9 +80,9 @@ __device__ __forceinline__ void decode_body(const DecodeArgs& args) {
         const bool ends_tile = place.ends_tile && blocks == place.blocks;
         const uint4* raw = w.raw + (size_t)unit.index * 8 * 32 + lane;
         uint16_t* out = args.out + (size_t)(place.strip * 16 - args.range.row + out_row) * args.stride + place.col - args.range.col + out_part * 8;
-        auto put = [&](uint32_t b, const uint32_t (&entries)[8], uint32_t raw0, uint32_t raw1) {
+        auto put = [&](uint32_t b, const uint32_t (&entries)[8], uint2 raw) {
             uint32_t a[4];
-            join_block(table, entries, raw0, raw1, a);
+            join_block(table, entries, raw, a);
 #if __CUDA_ARCH__ >= 900
             asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(
                              stage + in_row * 128 + ((2 * (b % 4) + in_part) ^ (in_row & 7)) * 16),
@@ -113,21 +113,24 @@ __device__ __forceinline__ void decode_body(const DecodeArgs& args) {
             const uint32_t fast = (blocks - ends_tile) & ~3u;
 #pragma unroll 1
             for (; b < fast; b += 2) {
-                const uint4 bits = load_once(raw + b * 16);
+                uint4 bits = {};
+                if (AnyTable::kPlanes == 1) bits = load_once(raw + b * 16);
+                uint2 raw0 = make_uint2(bits.x, bits.y), raw1 = make_uint2(bits.z, bits.w);
                 uint32_t entries[8];
-                block(table, unit.lane, entries);
-                put(b, entries, bits.x, bits.y);
-                block(table, unit.lane, entries);
-                put(b + 1, entries, bits.z, bits.w);
+                block(table, unit.lane, entries, raw0);
+                put(b, entries, raw0);
+                block(table, unit.lane, entries, raw1);
+                put(b + 1, entries, raw1);
                 if (b % 4 == 2) flush((b - 2) * 16);
             }
         }
 #pragma unroll 1
         for (; b < blocks; b++) {
-            const uint2 bits = ((const uint2*)(raw + b / 2 * 32))[b % 2];
+            uint2 bits = {};
+            if (AnyTable::kPlanes == 1) bits = ((const uint2*)(raw + b / 2 * 32))[b % 2];
             uint32_t entries[8];
-            slow_block(table, w.words, unit, b, lane, ends_tile && b + 1 == blocks, entries);
-            put(b, entries, bits.x, bits.y);
+            slow_block(table, w.words, unit, b, lane, ends_tile && b + 1 == blocks, entries, bits);
+            put(b, entries, bits);
             if (b % 4 == 3 || b + 1 == blocks) flush(b / 4 * 64);
         }
     }

@@ -18,7 +18,7 @@ struct LoadArgs {
     uint4* words;                  // null: measure
     uint32_t* states;
     uint32_t* positions;           // as in Matrix; when measuring, rows of words of each unit | kRawUnit
-    uint4* raw;                    // null if elements have one byte
+    uint4* raw;                    // null if every plane is coded
     unsigned long long* first_bad; // minimum of tile << 8 | TileError
     uint32_t rows, cols, prob_bits, table_bytes, one, n_tiles;
     uint32_t f16, unused;
@@ -27,7 +27,7 @@ struct LoadArgs {
 #ifdef __CUDACC__
 
 constexpr int kLoadWarps = 8;
-constexpr int kLoadBytes = 8 * kUnitBlocks * kRowBytes;  // the most words that a unit can have
+constexpr int kLoadBytes = 8 * kUnitBlocks * kRowBytes;  // the most words that a unit of one coded plane can have
 
 /// `n_bits` bits from bit `at` on, byte after byte.
 __device__ __forceinline__ uint32_t take_bits(const uint8_t* bytes, uint32_t at, uint32_t n_bits) {
@@ -45,7 +45,7 @@ __device__ inline uint32_t load_tile(const LoadArgs& args, const AnyTable& table
     const uint8_t* stored = args.tiles + args.tile_starts[tile];
     const uint32_t n_bytes = (uint32_t)(args.tile_starts[tile + 1] - args.tile_starts[tile]);
     const uint32_t n_stream = n_bytes - (args.raw ? n : 0);
-    const bool is_raw = n_stream == n;
+    const bool is_raw = n_stream == n * AnyTable::kPlanes;
     // Raw bits, to the lanes that need them.
     if (args.raw && args.words) {
         const uint8_t* raw = stored + n_stream + lane;
@@ -83,14 +83,16 @@ __device__ inline uint32_t load_tile(const LoadArgs& args, const AnyTable& table
             const uint32_t b1 = min(blocks, b0 + kUnitBlocks);
             if (is_raw) {
                 if (!args.words) {
-                    if (lane == 0) args.positions[unit] = kRawRows | kRawUnit;
+                    if (lane == 0) args.positions[unit] = (kRawRows * AnyTable::kPlanes) | kRawUnit;
                     continue;
                 }
                 uint2* to = (uint2*)(args.words + (size_t)(args.positions[unit] & ~kRawUnit) * (kRowBytes / 16));
-                for (uint32_t b = b0; b < b1; b++) {
-                    uint2 v = make_uint2(0, 0);
-                    for (int j = 0; j < 8; j++) (j < 4 ? v.x : v.y) |= (uint32_t)stored[(strip * blocks + b) * 256 + 32 * j + lane] << (8 * (j & 3));
-                    to[(b - b0) * 32 + lane] = v;
+                for (int plane = 0; plane < AnyTable::kPlanes; plane++) {
+                    for (uint32_t b = b0; b < b1; b++) {
+                        uint2 v = make_uint2(0, 0);
+                        for (int j = 0; j < 8; j++) (j < 4 ? v.x : v.y) |= (uint32_t)stored[plane * n + (strip * blocks + b) * 256 + 32 * j + lane] << (8 * (j & 3));
+                        to[(plane * kUnitBlocks + b - b0) * 32 + lane] = v;
+                    }
                 }
                 args.states[unit * 32 + lane] = 0;
                 continue;
@@ -98,9 +100,10 @@ __device__ inline uint32_t load_tile(const LoadArgs& args, const AnyTable& table
             const uint32_t start = x;
             uint32_t count = 0;
             for (uint32_t b = b0; b < b1; b++) {
-                const int steps = strip + 1 == strips && b + 1 == blocks ? 6 : 8;
-                for (int i = 0; i < steps; i++) {
-                    table.advance(x);
+                const int steps = strip + 1 == strips && b + 1 == blocks ? 8 - 2 / AnyTable::kPlanes : 8;
+                for (int i = 0; i < steps * AnyTable::kPlanes; i++) {
+                    if constexpr (AnyTable::kPlanes == 2) i % 2 ? table.low.advance(x) : table.advance(x);
+                    else table.advance(x);
                     const bool low = x < 1u << 16;
                     const uint32_t who = __ballot_sync(~0u, low), at = used + __popc(who & ((1u << lane) - 1));
                     if (low) {
@@ -135,14 +138,14 @@ template <class AnyTable>
 __device__ __forceinline__ void load_body(const LoadArgs& args) {
     extern __shared__ __align__(128) uint8_t shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    uint8_t* at_table = shared + kLoadWarps * kLoadBytes;
+    uint8_t* at_table = shared + kLoadWarps * kLoadBytes * AnyTable::kPlanes;
     Matrix w = {};
     w.table = args.table, w.prob_bits = args.prob_bits, w.table_bytes = args.table_bytes, w.one = args.one;
     AnyTable::copy(w, at_table, threadIdx.x, 32 * kLoadWarps);
     __syncthreads();
     const AnyTable table(w, shared_address(at_table), 0, lane);
     for (uint32_t tile = blockIdx.x * kLoadWarps + warp; tile < args.n_tiles; tile += gridDim.x * kLoadWarps) {
-        const uint32_t error = load_tile(args, table, tile, (uint16_t*)(shared + warp * kLoadBytes), lane);
+        const uint32_t error = load_tile(args, table, tile, (uint16_t*)(shared + warp * kLoadBytes * AnyTable::kPlanes), lane);
         __syncwarp();
         if (error && lane == 0) atomicMin(args.first_bad, (unsigned long long)tile << 8 | error);
     }

@@ -80,7 +80,7 @@ __host__ __device__ inline int product_shared(const Matrix& w) {
 /// kBuffers: see Feeder.
 template <Weights kWeights, class AnyTable, int kWarps, int kBuffers, int kTokens>
 __device__ __forceinline__ void product_body(const ProductArgs& args) {
-    constexpr bool kTwin = is_twin(kWeights), kHalf = uses_f16(kWeights);
+    constexpr bool kTwin = is_twin(kWeights), kHalf = uses_f16(kWeights), kHasRaw = kWeights != kInt8 && AnyTable::kPlanes == 1;
     constexpr int kGroups = kTokens / 8, kRows = kProductRows<kWeights>, kBuffer = kRows * kRowBytes;
     extern __shared__ __align__(128) uint8_t shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -127,9 +127,9 @@ __device__ __forceinline__ void product_body(const ProductArgs& args) {
 #pragma unroll
                     for (int g = 0; g < kGroups; g++) v[g] = g * 8 + lane / 4 < args.tokens ? __ldg(b + at * 16 + g * group_stride) : make_uint4(0, 0, 0, 0);
                 };
-                auto weights = [&](const uint32_t (&entries)[8], uint32_t raw0, uint32_t raw1, uint32_t (&a)[4]) {
+                auto weights = [&](const uint32_t (&entries)[8], uint2 raw, uint32_t (&a)[4]) {
                     if (kWeights != kInt8) {
-                        join_block(table, entries, raw0, raw1, a);
+                        join_block(table, entries, raw, a);
                     } else {
 #pragma unroll
                         for (int j = 0; j < 4; j++) a[j] = dequantise.pair(entries[2 * j], entries[2 * j + 1], j & 1 ? scale1 : scale0);
@@ -159,15 +159,16 @@ __device__ __forceinline__ void product_body(const ProductArgs& args) {
 #pragma unroll 1
                     for (; at < fast; at += 2) {
                         uint4 bits = {};
-                        if (kWeights != kInt8) bits = load_once(raw + at * 16);
+                        if (kHasRaw) bits = load_once(raw + at * 16);
+                        uint2 raw0 = make_uint2(bits.x, bits.y), raw1 = make_uint2(bits.z, bits.w);
                         activations(at, v);
-                        block(table, unit.lane, entries);
-                        weights(entries, bits.x, bits.y, a);
+                        block(table, unit.lane, entries, raw0);
+                        weights(entries, raw0, a);
 #pragma unroll
                         for (int g = 0; g < kGroups; g++) half[g] = make_uint2(v[g].x, v[g].y);
                         multiply(a, half);
-                        block(table, unit.lane, entries);
-                        weights(entries, bits.z, bits.w, a);
+                        block(table, unit.lane, entries, raw1);
+                        weights(entries, raw1, a);
 #pragma unroll
                         for (int g = 0; g < kGroups; g++) half[g] = make_uint2(v[g].z, v[g].w);
                         multiply(a, half);
@@ -176,12 +177,12 @@ __device__ __forceinline__ void product_body(const ProductArgs& args) {
 #pragma unroll 1
                 for (; at < blocks; at++) {
                     uint2 bits = {};
-                    if (kWeights != kInt8) bits = ((const uint2*)(raw + at / 2 * 32))[at % 2];
+                    if (kHasRaw) bits = ((const uint2*)(raw + at / 2 * 32))[at % 2];
 #pragma unroll
                     for (int g = 0; g < kGroups; g++)
                         half[g] = g * 8 + lane / 4 < args.tokens ? ((const uint2*)(b + at / 2 * 32 + g * group_stride))[at % 2] : make_uint2(0, 0);
-                    slow_block(table, w.words, unit, at, lane, ends_tile && at + 1 == blocks, entries);
-                    weights(entries, bits.x, bits.y, a);
+                    slow_block(table, w.words, unit, at, lane, ends_tile && at + 1 == blocks, entries, bits);
+                    weights(entries, bits, a);
                     multiply(a, half);
                 }
                 b += blocks * 16, raw += blocks * 16;

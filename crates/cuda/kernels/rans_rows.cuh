@@ -29,9 +29,9 @@ constexpr int kRowsWarps = 8;
 constexpr int kRowsWarpBytes = 2 * kDecodeRows * kRowBytes;
 
 template <class AnyTable>
-__device__ __forceinline__ void any_block(const AnyTable& t, const Matrix& w, Unit& unit, uint32_t at, int lane, bool is_tail, uint32_t (&entries)[8]) {
-    if (unit.in_shared && !is_tail) block(t, unit.lane, entries);
-    else slow_block(t, w.words, unit, at, lane, is_tail, entries);
+__device__ __forceinline__ void any_block(const AnyTable& t, const Matrix& w, Unit& unit, uint32_t at, int lane, bool is_tail, uint32_t (&entries)[8], uint2& raw) {
+    if (unit.in_shared && !is_tail) block(t, unit.lane, entries, raw);
+    else slow_block(t, w.words, unit, at, lane, is_tail, entries, raw);
 }
 
 /// The bytes of elements j and j + 1 of a lane.
@@ -59,7 +59,8 @@ __device__ __forceinline__ void bytes_body(const BytesArgs& args) {
 #pragma unroll 1
         for (uint32_t b = 0; b < blocks; b++) {
             uint32_t e[8];
-            any_block(table, w, unit, b, lane, place.ends_tile && b + 1 == place.blocks, e);
+            uint2 none = {};
+            any_block(table, w, unit, b, lane, place.ends_tile && b + 1 == place.blocks, e, none);
 #pragma unroll
             for (int j = 0; j < 8; j += 2) *(uint16_t*)(out + (size_t)((j >> 1 & 1) * 8) * args.range.cols + 16 * b + (j >> 2) * 8) = two_bytes(table, e, j);
         }
@@ -105,16 +106,17 @@ __device__ __forceinline__ void gather_body(const GatherArgs& args) {
 #pragma unroll 1
         for (uint32_t b = 0; b < place.blocks; b++) {
             uint32_t e[8];
-            any_block(table, w, unit, b, lane, place.ends_tile && b + 1 == place.blocks, e);
+            uint2 bits = {};
+            if (kElementBytes == 2 && AnyTable::kPlanes == 1) bits = ((const uint2*)(raw + b / 2 * 32))[b % 2];
+            any_block(table, w, unit, b, lane, place.ends_tile && b + 1 == place.blocks, e, bits);
             const bool mine = lane / 4 == (int)(row % 8);
             uint8_t* to = (uint8_t*)args.out + ((size_t)index * w.cols + place.col + 16 * b + lane % 4 * 2) * kElementBytes;
             if (kElementBytes == 1) {
                 const uint16_t left = row < 8 ? two_bytes(table, e, 0) : two_bytes(table, e, 2), right = row < 8 ? two_bytes(table, e, 4) : two_bytes(table, e, 6);
                 if (mine) ((uint16_t*)to)[0] = left, ((uint16_t*)to)[4] = right;
             } else {
-                const uint2 bits = ((const uint2*)(raw + b / 2 * 32))[b % 2];
                 uint32_t a[4];
-                join_block(table, e, bits.x, bits.y, a);
+                join_block(table, e, bits, a);
                 if (mine) ((uint32_t*)to)[0] = row < 8 ? a[0] : a[1], ((uint32_t*)to)[4] = row < 8 ? a[2] : a[3];
             }
         }

@@ -95,7 +95,7 @@ struct Mixed : transom::rans::Slots {
 };
 
 /// transom::rans::block for it.
-__device__ __forceinline__ void block(const Mixed& t, transom::rans::Lane& lane, uint32_t (&entries)[8]) {
+__device__ __forceinline__ void block(const Mixed& t, transom::rans::Lane& lane, uint32_t (&entries)[8], uint2&) {
 #pragma unroll
     for (int i = 0; i < 8; i++) entries[i] = i % 2 ? transom::rans::step(t.buckets, lane) : transom::rans::step((const transom::rans::Slots&)t, lane);
 }

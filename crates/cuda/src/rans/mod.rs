@@ -9,6 +9,7 @@ mod params;
 
 use std::ops::Range;
 
+use transom::model::FreqTable;
 use transom::tile::Order;
 use transom::{DecodeError, Dtype, ReadAt, Record};
 
@@ -61,28 +62,45 @@ const fn tile_error(code: u64) -> &'static str {
     }
 }
 
-/// A kernel for matrices with a fast table, and for the others.
-#[derive(Debug)]
-struct Pair {
-    fast: Function,
-    general: Function,
+/// How the kernels look symbols up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lookup {
+    /// A word for each slot.
+    Slots,
+    /// For what does not fit into such words.
+    General,
+    /// FP16 with two coded planes.
+    TwoPlanes,
 }
 
-impl Pair {
-    fn new(device: &Device, name: &str, max_shared: u32) -> Result<Self> {
-        Self::named(device, name, &format!("{name}_general"), max_shared)
-    }
+/// A kernel for each [`Lookup`]; none for two planes if its elements have one byte.
+#[derive(Debug)]
+struct Kernels {
+    slots: Function,
+    general: Function,
+    two_planes: Option<Function>,
+}
 
-    fn named(device: &Device, fast: &str, general: &str, max_shared: u32) -> Result<Self> {
-        let pair = Self { fast: device.function(fast)?, general: device.function(general)? };
-        for function in [&pair.fast, &pair.general] {
+impl Kernels {
+    fn new(device: &Device, name: &str, two_planes: bool, max_shared: u32) -> Result<Self> {
+        let function = |suffix: &str| -> Result<Function> {
+            let function = device.function(&format!("{name}{suffix}"))?;
             function.allow_shared(max_shared)?;
-        }
-        Ok(pair)
+            Ok(function)
+        };
+        Ok(Self {
+            slots: function("")?,
+            general: function("_general")?,
+            two_planes: two_planes.then(|| function("_two_planes")).transpose()?,
+        })
     }
 
-    const fn of(&self, general: bool) -> &Function {
-        if general { &self.general } else { &self.fast }
+    fn of(&self, lookup: Lookup) -> &Function {
+        match lookup {
+            Lookup::Slots => &self.slots,
+            Lookup::General => &self.general,
+            Lookup::TwoPlanes => self.two_planes.as_ref().expect("only FP16 has two planes"),
+        }
     }
 }
 
@@ -99,15 +117,15 @@ struct Product {
 #[derive(Debug)]
 pub struct Rans {
     device: Device,
-    load: Pair,
-    decode: Pair,
-    bytes: Pair,
-    gather: Pair,
-    gather_bytes: Pair,
+    load: Kernels,
+    decode: Kernels,
+    bytes: Kernels,
+    gather: Kernels,
+    gather_bytes: Kernels,
     fragments: Function,
     /// By ascending tokens, for each type.
     products: Vec<Product>,
-    general_products: Vec<(Dtype, Function)>,
+    general_products: Vec<(Dtype, Lookup, Function)>,
 }
 
 /// A matrix in device memory, entropy-coded.
@@ -121,8 +139,9 @@ pub struct RansMatrix {
     dtype: Dtype,
     rows: u32,
     cols: u32,
+    /// Of plane 0, and 16 times those of plane 1 if it is coded.
     prob_bits: u32,
-    general: bool,
+    lookup: Lookup,
 }
 
 impl RansMatrix {
@@ -191,30 +210,31 @@ fn flip(dtype: Dtype) -> u8 {
     if dtype == Dtype::I8 { 0x80 } else { 0 }
 }
 
-/// The decode table as the kernels have it, and whether it is the general one.
-/// `symbols`: frequency of each, by descending frequency.
-fn make_table(prob_bits: u32, ranked: &[(u8, u32)], flip: u8) -> (Vec<u32>, bool) {
-    // A fast table of more than 32 KiB leaves too little for the rest.
-    let mut general = prob_bits > 13;
+/// The decode table as the kernels have it. `ranked`: symbols and their frequencies,
+/// by descending frequency.
+fn make_table(prob_bits: u32, ranked: &[(u8, u32)], flip: u8) -> (Vec<u32>, Lookup) {
+    // A table of slots of more than 32 KiB leaves too little for the rest.
+    let fits = |&(_, freq): &(u8, u32)| freq < 1 << prob_bits && freq <= 1 << (24 - prob_bits);
+    if prob_bits > 13 || !ranked.iter().all(fits) {
+        return (general_table(prob_bits, ranked), Lookup::General);
+    }
     let mut table = Vec::with_capacity(1 << prob_bits);
     for &(symbol, freq) in ranked {
-        general |= freq >= 1 << prob_bits || freq > 1 << (24 - prob_bits);
-        for offset in 0..freq {
-            let symbol = u32::from(symbol ^ flip);
-            table.push(offset.wrapping_shl(prob_bits + 8) | symbol << prob_bits | freq);
-        }
+        let entry = u32::from(symbol ^ flip) << prob_bits | freq;
+        table.extend((0..freq).map(|offset| offset << (prob_bits + 8) | entry));
     }
-    if !general {
-        return (table, false);
-    }
-    let (mut intervals, mut symbols) = (vec![0; 256], Vec::with_capacity(1 << prob_bits));
+    (table, Lookup::Slots)
+}
+
+/// Start and frequency of each symbol, then the symbol of each slot.
+fn general_table(prob_bits: u32, ranked: &[(u8, u32)]) -> Vec<u32> {
+    let (mut table, mut symbols) = (vec![0; 256], Vec::with_capacity(1 << prob_bits));
     for &(symbol, freq) in ranked {
-        intervals[usize::from(symbol)] = (symbols.len() as u32) << 16 | freq;
+        table[usize::from(symbol)] = (symbols.len() as u32) << 16 | freq;
         symbols.resize(symbols.len() + freq as usize, symbol);
     }
-    let packed = symbols.as_chunks::<4>().0.iter().map(|&bytes| u32::from_le_bytes(bytes));
-    intervals.extend(packed);
-    (intervals, true)
+    table.extend(symbols.as_chunks::<4>().0.iter().map(|&bytes| u32::from_le_bytes(bytes)));
+    table
 }
 
 impl Rans {
@@ -236,23 +256,26 @@ impl Rans {
                 let function = function(&format!("rans_product_{name}_{tokens}"))?;
                 products.push(Product { tokens, blocks_per_sm, dtype, function });
             }
-            general_products.push((dtype, function(&format!("rans_product_{name}_64_general"))?));
+            let general = function(&format!("rans_product_{name}_64_general"))?;
+            general_products.push((dtype, Lookup::General, general));
         }
+        let two_planes = function("rans_product_f16_64_two_planes")?;
+        general_products.push((Dtype::F16, Lookup::TwoPlanes, two_planes));
         Ok(Self {
             device: device.clone(),
-            load: Pair::new(device, "rans_load", max)?,
-            decode: Pair::new(device, "rans_decode", max)?,
-            bytes: Pair::new(device, "rans_decode_bytes", max)?,
-            gather: Pair::new(device, "rans_gather", max)?,
-            gather_bytes: Pair::new(device, "rans_gather_bytes", max)?,
+            load: Kernels::new(device, "rans_load", true, max)?,
+            decode: Kernels::new(device, "rans_decode", true, max)?,
+            bytes: Kernels::new(device, "rans_decode_bytes", false, max)?,
+            gather: Kernels::new(device, "rans_gather", true, max)?,
+            gather_bytes: Kernels::new(device, "rans_gather_bytes", false, max)?,
             fragments: device.function("activation_fragments")?,
             products,
             general_products,
         })
     }
 
-    /// Brings a record into device memory: a matrix whose sides are multiples of 16,
-    /// of which plane 0 is coded and plane 1, if there is one, is not. Every tile's
+    /// Brings a record into device memory: a matrix whose sides are multiples of 16, of
+    /// which plane 0 is coded. Every tile's
     /// checksum and every stream is checked; the content hash is not.
     ///
     /// # Errors
@@ -275,9 +298,6 @@ impl Rans {
         if tiling.order() != Order::Fragment {
             return Err(RansError::Unsupported("a tensor in linear order"));
         }
-        if header.table(1).is_some() {
-            return Err(RansError::Unsupported("a tensor with two coded planes"));
-        }
         let Some(freqs) = header.table(0) else {
             return Err(RansError::Unsupported("a tensor that is not coded"));
         };
@@ -285,10 +305,20 @@ impl Rans {
         if rows.max(cols) > 1 << 24 || rows * cols > 1 << 32 {
             return Err(RansError::Unsupported("a matrix of more than 2^32 elements"));
         }
-        let ranked: Vec<(u8, u32)> = (freqs.ranked().into_iter())
-            .map(|symbol| (symbol, freqs.freqs()[usize::from(symbol)].into()))
-            .collect();
-        let (table, general) = make_table(freqs.prob_bits(), &ranked, flip(dtype));
+        let ranked = |freqs: &FreqTable| -> Vec<(u8, u32)> {
+            let with_freq = |symbol| (symbol, freqs.freqs()[usize::from(symbol)].into());
+            freqs.ranked().into_iter().map(with_freq).collect()
+        };
+        let mut prob_bits = freqs.prob_bits();
+        let (table, lookup) = if let Some(low) = header.table(1) {
+            let mut table = general_table(prob_bits, &ranked(freqs));
+            table.extend(general_table(low.prob_bits(), &ranked(low)));
+            prob_bits |= low.prob_bits() << 4;
+            (table, Lookup::TwoPlanes)
+        } else {
+            make_table(prob_bits, &ranked(freqs), flip(dtype))
+        };
+        let n_planes = 1 + u32::from(lookup == Lookup::TwoPlanes);
 
         let (mut tiles, mut buffer) = (Vec::new(), Vec::new());
         let mut starts = vec![0_u64];
@@ -298,7 +328,7 @@ impl Rans {
             starts.push(tiles.len() as u64);
         }
 
-        let has_raw = dtype.elem_bytes() == 2;
+        let has_raw = dtype.elem_bytes() == 2 && n_planes == 1;
         let n_units = rows / 16 * cols.div_ceil(UNIT_COLS as usize);
         let mut matrix = RansMatrix {
             table: stream.upload(&table)?,
@@ -309,14 +339,14 @@ impl Rans {
             dtype,
             rows: rows as u32,
             cols: cols as u32,
-            prob_bits: freqs.prob_bits(),
-            general,
+            prob_bits,
+            lookup,
         };
         let (tiles, starts) = (stream.upload(&tiles)?, stream.upload(&starts)?);
         let first_bad = DeviceBuffer::<u64>::filled(&self.device, 1, 0xFF)?;
         let n_tiles = tiling.n_tiles() as u32;
         let launch = Launch::new(n_tiles.div_ceil(8).min(2 * self.device.info().n_sms), 256)
-            .shared(8 * LOAD_BYTES + matrix.table_bytes());
+            .shared(8 * LOAD_BYTES * n_planes + matrix.table_bytes());
         let run = |matrix: &RansMatrix| {
             let m = matrix.params();
             let args = LoadArgs {
@@ -340,7 +370,7 @@ impl Rans {
             // SAFETY: the buffers have the sizes that the kernel computes from the same
             // header and, the second time, from what it has measured; they live until
             // the stream has been waited for below.
-            unsafe { self.load.of(general).launch(stream, launch, &args) }
+            unsafe { self.load.of(lookup).launch(stream, launch, &args) }
         };
         run(&matrix)?;
         let found = stream.download(&first_bad)?[0];
@@ -435,7 +465,7 @@ impl Rans {
         let launch =
             Launch::new(n_blocks, 512).shared(16 * DECODE_WARP_BYTES + matrix.table_bytes());
         // SAFETY: `out` has room for every element; freeing buffers waits for the kernel.
-        unsafe { self.decode.of(matrix.general).launch(stream, launch, &args)? };
+        unsafe { self.decode.of(matrix.lookup).launch(stream, launch, &args)? };
         Ok(())
     }
 
@@ -480,7 +510,7 @@ impl Rans {
         let n_blocks = (4 * self.device.info().n_sms).min(n_units.div_ceil(8));
         let launch = Launch::new(n_blocks, 256).shared(8 * ROWS_WARP_BYTES + matrix.table_bytes());
         // SAFETY: `out` has room for every element; freeing buffers waits for the kernel.
-        unsafe { self.bytes.of(matrix.general).launch(stream, launch, &args)? };
+        unsafe { self.bytes.of(matrix.lookup).launch(stream, launch, &args)? };
         Ok(())
     }
 
@@ -527,7 +557,7 @@ impl Rans {
     fn gather_any(
         &self,
         stream: &Stream,
-        kernels: &Pair,
+        kernels: &Kernels,
         matrix: &RansMatrix,
         ids: &DeviceBuffer<u32>,
         out: u64,
@@ -547,7 +577,7 @@ impl Rans {
             .shared(8 * ROWS_WARP_BYTES + matrix.table_bytes());
         // SAFETY: `out` has a row for each id, and the kernel skips ids beyond the
         // matrix; freeing buffers waits for the kernel.
-        unsafe { kernels.of(matrix.general).launch(stream, launch, &args)? };
+        unsafe { kernels.of(matrix.lookup).launch(stream, launch, &args)? };
         Ok(())
     }
 
@@ -638,16 +668,19 @@ impl Rans {
             scale_step: u32::from(n_scales != 1),
             stride: matrix.rows,
         };
-        let (function, most, blocks_per_sm) = if matrix.general {
-            let found = self.general_products.iter().find(|(dtype, _)| *dtype == matrix.dtype);
-            (&found.expect("there is one for each type").1, 64, 1)
+        let (function, most, blocks_per_sm) = if matrix.lookup != Lookup::Slots {
+            let wanted = (matrix.dtype, matrix.lookup);
+            let found = self.general_products.iter().find(|(d, l, _)| (*d, *l) == wanted);
+            (&found.expect("there is one for each type").2, 64, 1)
         } else {
             let product = (self.products.iter())
                 .find(|p| p.dtype == matrix.dtype && p.tokens >= args.tokens)
                 .expect("there is one for 64 tokens");
             (&product.function, product.tokens, product.blocks_per_sm)
         };
-        let shared = 2 * 16 * most * 64 + 16 * product_words_bytes(int8) + matrix.table_bytes();
+        let shared = 2 * 16 * most * 64
+            + 16 * product_words_bytes(int8, matrix.lookup == Lookup::TwoPlanes)
+            + matrix.table_bytes();
         let per_block = 16 / slices;
         let n_blocks =
             (blocks_per_sm * self.device.info().n_sms).min((matrix.rows / 16).div_ceil(per_block));
@@ -706,8 +739,8 @@ mod tests {
 
     #[test]
     fn entries_of_the_fast_table_fit_their_fields() {
-        let (table, general) = make_table(12, &[(127, 2000), (126, 2096 - 1), (3, 1)], 0);
-        assert!(!general);
+        let (table, lookup) = make_table(12, &[(127, 2000), (126, 2096 - 1), (3, 1)], 0);
+        assert_eq!(lookup, Lookup::Slots);
         assert_eq!(table.len(), 4096);
         assert_eq!(table[0], 127 << 12 | 2000);
         assert_eq!(table[2000 + 7], 7 << 20 | 126 << 12 | 2095);
@@ -722,8 +755,8 @@ mod tests {
             (13, vec![(5, 4096), (6, 4096)]),
             (14, (0..=255).map(|s| (s, 64)).collect()),
         ] {
-            let (table, general) = make_table(prob_bits, &ranked, 0x80);
-            assert!(general, "{prob_bits}");
+            let (table, lookup) = make_table(prob_bits, &ranked, 0x80);
+            assert_eq!(lookup, Lookup::General, "{prob_bits}");
             assert_eq!(table.len() * 4, 1024 + (1 << prob_bits));
             // Symbols are not flipped here; the kernel does it.
             assert_eq!(table[usize::from(ranked[0].0)], ranked[0].1);

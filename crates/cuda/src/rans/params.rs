@@ -117,8 +117,14 @@ pub(super) const LOAD_BYTES: u32 = 8 * 16 * ROW_BYTES;
 pub(super) const DECODE_WARP_BYTES: u32 = 2 * 32 * ROW_BYTES + 16 * 128;
 pub(super) const ROWS_WARP_BYTES: u32 = 2 * 32 * ROW_BYTES;
 
-/// Shared memory for the words of a warp of a product: `kProductRows`, one buffer
-/// (INT8) or two.
-pub(super) const fn product_words_bytes(int8: bool) -> u32 {
-    if int8 { 60 * ROW_BYTES } else { 2 * 32 * ROW_BYTES }
+/// Shared memory for the words of a warp of a product: `kProductRows`, one buffer or
+/// two.
+pub(super) const fn product_words_bytes(int8: bool, two_planes: bool) -> u32 {
+    if int8 {
+        60 * ROW_BYTES
+    } else if two_planes {
+        32 * ROW_BYTES
+    } else {
+        2 * 32 * ROW_BYTES
+    }
 }
