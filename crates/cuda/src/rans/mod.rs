@@ -431,7 +431,6 @@ impl Rans {
     }
 
     /// [`Rans::decode`] on a part of the GPU's SMs; `out` may be longer.
-    #[allow(dead_code, reason = "prefill will decode ahead with it")]
     pub(crate) fn decode_on(
         &self,
         n_sms: u32,
