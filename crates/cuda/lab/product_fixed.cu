@@ -263,8 +263,8 @@ static Shape shape_of(uint32_t tiles, uint32_t n_slices, const std::vector<AtOnc
         if (a.clusters == 0 || a.parts > n_slices) continue;
         for (uint32_t strips = 1; strips <= kBatchWarps / a.per_sm; strips++) {
             const uint32_t groups = (tiles + strips - 1) / strips, rounds = (groups + a.clusters - 1) / a.clusters;
-            const uint64_t work = rounds * (std::max(a.per_sm * strips, 10u) * ((n_slices + a.parts - 1) / a.parts) + (a.parts > 1 ? 16 : 0));
-            if (work < least) least = work, best = {a.per_sm, strips, a.parts, std::min(groups, a.clusters)};
+            const uint64_t work = rounds * (std::max(a.per_sm * strips, 10u) * ((n_slices + a.parts - 1) / a.parts) * (9 + a.per_sm) + (a.parts > 1 ? 160 : 0));
+            if (work <= least) least = work, best = {a.per_sm, strips, a.parts, std::min(groups, a.clusters)};
         }
     }
     return best;
@@ -281,7 +281,7 @@ static Shape shape_of(const Variant& v, const ProductParams& p) {
     std::vector<AtOnce>& at_once = known[{v.name, p.chunk_bytes}];
     if (at_once.empty()) {
         CHECK(cudaFuncSetAttribute((const void*)v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 227 << 10));
-        for (uint32_t per_sm = 2; per_sm >= 1; per_sm--)
+        for (uint32_t per_sm = 1; per_sm <= 2; per_sm++)
             for (uint32_t parts = 1; parts <= 8; parts *= 2) {
                 cudaLaunchConfig_t config = {};
                 cudaLaunchAttribute attribute;

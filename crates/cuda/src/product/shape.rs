@@ -102,7 +102,7 @@ impl Variant {
         let largest = device.info().shared_bytes;
         function.allow_shared(largest)?;
         let mut at_once = Vec::new();
-        for per_sm in [2, 1] {
+        for per_sm in [1, 2] {
             for log_parts in LOG_PARTS {
                 let launch = launch(per_sm, BATCH_WARPS / per_sm, log_parts, 1);
                 if launch.shared_bytes <= largest {
@@ -149,8 +149,9 @@ struct BatchShape {
 }
 
 /// The shape with the least work for the busiest multiprocessor, counted in
-/// slices of a tile. Fewer than ten warps do not keep a multiprocessor busy;
-/// where blocks share K, their meeting at the end of a round costs about as much as 16 slices.
+/// slices of a tile, and of those with as much the one with the most tiles. Fewer than ten warps do not keep a multiprocessor busy; two
+/// blocks, which read activations twice, are a tenth slower than one; where
+/// blocks share K, their meeting at the end of a round costs about as much as 16 slices.
 fn batch_shape(n_tiles: usize, n_slices: usize, at_once: &[AtOnce]) -> Option<BatchShape> {
     let mut best = None;
     for &AtOnce { per_sm, log_parts, clusters } in at_once {
@@ -162,8 +163,8 @@ fn batch_shape(n_tiles: usize, n_slices: usize, at_once: &[AtOnce]) -> Option<Ba
             let rounds = n_groups.div_ceil(clusters);
             let meeting = if log_parts == 0 { 0 } else { 16 };
             let slices = n_slices.div_ceil(1 << log_parts);
-            let work = rounds * ((per_sm * strips).max(10) * slices + meeting);
-            if best.is_none_or(|(least, _)| work < least) {
+            let work = rounds * ((per_sm * strips).max(10) * slices * (9 + per_sm) + 10 * meeting);
+            if best.is_none_or(|(least, _)| work <= least) {
                 let clusters = n_groups.min(clusters);
                 best = Some((work, BatchShape { per_sm, strips, log_parts, clusters }));
             }
@@ -228,7 +229,7 @@ mod tests {
     fn h200() -> Vec<AtOnce> {
         let one = [132, 66, 30, 15];
         let mut all = Vec::new();
-        for per_sm in [2, 1] {
+        for per_sm in [1, 2] {
             for (log_parts, clusters) in one.into_iter().enumerate() {
                 let log_parts = log_parts as u32;
                 all.push(AtOnce { per_sm, log_parts, clusters: clusters * per_sm });

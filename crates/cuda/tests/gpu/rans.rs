@@ -213,7 +213,7 @@ fn fp16_is_decoded_gathered_and_multiplied() {
     let mut random = Random::fresh();
     // Of elements without their lowest bits both planes are coded.
     for ([rows, cols], kept) in
-        [([16, 16], 0xFFFF), ([144, 1168], 0xFFFF), ([304, 4352], 0xFFFF), ([144, 1168], 0xFFE0)]
+        [([16, 272], 0xFFFF), ([144, 1168], 0xFFFF), ([304, 4352], 0xFFFF), ([144, 1168], 0xFFE0)]
     {
         let half = |value: f32| half::f16::from_f32(value).to_bits();
         let weights: Vec<u16> =
@@ -439,7 +439,7 @@ fn int8_product_equals_the_dense_one_bit_for_bit() {
     let mut random = Random::fresh();
     // Entropies of 5.7 bits; of 7.5 bits, more words than a warp's buffer takes; of 2.
     for ([rows, cols], sigma) in
-        [([16, 16], 13.0), ([208, 1168], 13.0), ([144, 4352], 50.0), ([128, 528], 1.0)]
+        [([16, 272], 13.0), ([208, 1168], 13.0), ([144, 4352], 50.0), ([128, 528], 1.0)]
     {
         let data: Vec<u8> = (0..rows * cols)
             .map(|_| (sigma * normal(&mut random)).round().clamp(-128.0, 127.0) as i8 as u8)
