@@ -207,6 +207,9 @@ fn refuse_other_quantization(config: &Object) -> Result<(), RuntimeError> {
     if inner.get("kv_cache_scheme").is_some() {
         return Err(inner.unsupported("kv_cache_scheme", "null"));
     }
+    if inner.object("transform_config")?.is_some_and(|transforms| !transforms.fields.is_empty()) {
+        return Err(inner.unsupported("transform_config", "null"));
+    }
     let Some(groups) = inner.object("config_groups")? else {
         return Err(inner.wrong("config_groups", "an object"));
     };
