@@ -348,8 +348,9 @@ fn a_poisoned_matrix_gives_no_plausible_number_in_any_layout() {
             for layout in Layout::ALL {
                 for isa in isas() {
                     let context = format!("{weight:?} {shape:?} {layout:?} {isa:?}");
-                    let mut matrix =
-                        scaled(Matrix::from_dense(&bytes[..], 0, shape, weight, layout, isa).unwrap());
+                    let mut matrix = scaled(
+                        Matrix::from_dense(&bytes[..], 0, shape, weight, layout, isa).unwrap(),
+                    );
                     matrix.poison();
                     let mut y = vec![0.0; shape[0]];
                     match matrix.multiply_with(isa, &vec![1.0; shape[1]], &mut y) {
@@ -479,10 +480,8 @@ fn a_weight_beyond_half_precision_is_an_error_that_says_where() {
                         let result = matrix.multiply_with(isa, &x, &mut y);
                         let row = matrix.row_with(isa, 5, &mut vec![0.0; shape[1]]);
                         for result in [result, row] {
-                            let found = matches!(
-                                result,
-                                Err(DecodeError::Overflow { row: 5, col: 7 })
-                            );
+                            let found =
+                                matches!(result, Err(DecodeError::Overflow { row: 5, col: 7 }));
                             assert_eq!(found, overflows, "{layout:?} {isa:?} {scale}");
                             assert_eq!(result.is_err(), overflows);
                         }

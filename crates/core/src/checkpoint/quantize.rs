@@ -213,11 +213,7 @@ impl Plan {
 
     /// `config.json` with what readers of `compressed-tensors` look for. The
     /// format stands in the group too: at the top alone, `transformers` ignores it.
-    fn rewrite_config(
-        &self,
-        original: &str,
-        granularity: Granularity,
-    ) -> std::io::Result<String> {
+    fn rewrite_config(&self, original: &str, granularity: Granularity) -> std::io::Result<String> {
         let mut config: Map<String, Value> = serde_json::from_str(original)?;
         let group = json!({
             "format": "int-quantized",

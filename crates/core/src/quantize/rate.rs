@@ -234,11 +234,7 @@ impl<'a> Search<'a> {
 
     /// The best choice found that meets the bits and has less error than
     /// `usual`, which comes with its bits and error.
-    fn optimise(
-        &self,
-        target_bits: f64,
-        usual: &(Levels, f64, f64),
-    ) -> Option<(Levels, f64, f64)> {
+    fn optimise(&self, target_bits: f64, usual: &(Levels, f64, f64)) -> Option<(Levels, f64, f64)> {
         let sample = self.sample();
         let part = Search {
             weights: &sample,
@@ -312,13 +308,7 @@ impl<'a> Search<'a> {
     }
 
     /// The best of some multiples of every scale, and the integers for it.
-    fn round(
-        &self,
-        scales: &[f32],
-        lambda: f32,
-        costs: &[f32; 256],
-        factors: &[f32],
-    ) -> Levels {
+    fn round(&self, scales: &[f32], lambda: f32, costs: &[f32; 256], factors: &[f32]) -> Levels {
         let mut integers = vec![0; self.weights.len()];
         let groups = (self.weights.par_chunks(self.group))
             .zip(integers.par_chunks_mut(self.group))
@@ -477,7 +467,8 @@ mod tests {
 
     #[test]
     fn matrices_of_nothing_much_are_quantised() {
-        for (weights, cols) in [(vec![], 16), (vec![0.0; 64], 8), (vec![1e-40; 64], 8), (vec![2.5], 1)]
+        for (weights, cols) in
+            [(vec![], 16), (vec![0.0; 64], 8), (vec![1e-40; 64], 8), (vec![2.5], 1)]
         {
             for granularity in [Granularity::Tensor, Granularity::Channel] {
                 let matrix = Matrix { weights: &weights, cols, input_squares: None };

@@ -100,10 +100,7 @@ impl<const BITS: u32> Fields for Window<BITS> {
 
     /// The sum of the least integer and four bits, then that of two more.
     fn tables(palette: &[u8; 16]) -> [[u8; GROUP]; 2] {
-        [
-            from_fn(|i| palette[0].wrapping_add((i % 16) as u8)),
-            from_fn(|i| ((i % 4) << 4) as u8),
-        ]
+        [from_fn(|i| palette[0].wrapping_add((i % 16) as u8)), from_fn(|i| ((i % 4) << 4) as u8)]
     }
 
     #[inline]
@@ -824,9 +821,8 @@ pub(crate) unsafe fn accumulate_floats(
     sums: &mut [[f32; LANES_PER_ROW]],
 ) {
     // SAFETY: floats are bytes, four times as many; x86-64 is little endian.
-    let bytes = unsafe {
-        std::slice::from_raw_parts(weights.as_ptr().cast::<u8>(), size_of_val(weights))
-    };
+    let bytes =
+        unsafe { std::slice::from_raw_parts(weights.as_ptr().cast::<u8>(), size_of_val(weights)) };
     // SAFETY: the caller's promise.
     unsafe { accumulate_rows(WeightType::F32, bytes, inputs, n_tokens, sums) };
 }
