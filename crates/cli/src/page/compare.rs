@@ -110,8 +110,8 @@ fn parted(report: &Report) -> String {
     let chart = svg::lines("token generated", "prompts whose texts differ so far, %", &[line]);
     html::section(
         "Divergence by position",
-        "Each model reads what it has written itself. One different token is never taken back, so \
-         small differences of the logits add up along the text.",
+        "Each model reads what it has written itself, so that one different token changes all that \
+         follows.",
         &(chart + &html::key(&[("sign", "share of the prompts")])),
     )
 }

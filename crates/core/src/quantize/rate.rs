@@ -1,22 +1,23 @@
-//! Scales and integers that meet a number of bits with the least error.
+//! Scales and integers that meet a number of bits with little error.
 //!
 //! The integers of a matrix are entropy-coded with one table, so what matters
-//! is their entropy. At high rates it is best if all weights have the same
-//! step, however large their row's absolute maximum is; at lower ones it pays
-//! to round some weights towards zero, to an integer that is cheaper. Both
-//! come out of minimising, for a given price `lambda` of a bit,
+//! is their entropy, and it pays to round some weights towards zero, to an
+//! integer that is cheaper. Integers `q`, scales `s` and the frequencies `p`
+//! that follow from the integers are chosen in turns (entropy-constrained
+//! quantisation: Chou, Lookabaugh and Gray, 1989) to minimise, for each row,
 //!
 //! ```text
-//! J = sum of h (w - q s)^2  +  lambda * sum of -log2 p(q)
+//! sum of h (w - q s)^2  +  lambda * sum of -log2 p(q)
 //! ```
 //!
-//! over integers `q`, scales `s` and, as the frequencies follow from the
-//! integers, `p`, in turns (entropy-constrained quantisation: Chou, Lookabaugh
-//! and Gray, 1989). `h` is the mean square of the weight's input, so that the
-//! first sum is the layer's output error if inputs are uncorrelated, or 1.
-//! A step `d` costs `h d^2 / 12` a weight and saves `log2 d` bits, so that the
-//! price at which it is worth its error is `h d^2 ln(2) / 6`: the search is
-//! one over `d`.
+//! `h` is the mean square of the weight's input, so that the first sum is the
+//! error of the row's output if inputs are uncorrelated, or 1. A step `d` costs
+//! `h d^2 / 12` a weight and saves `log2 d` bits, so that the price at which it is
+//! worth its error is `lambda = h d^2 ln(2) / 6`: the search is one over `d`.
+//!
+//! The step of a row is proportional to its root mean square: outputs count by
+//! their relative error. One step for all rows would leave less error in sum, but
+//! models bear it worse (`docs/experiments/int8-rate.md`).
 
 use rayon::prelude::*;
 
@@ -135,6 +136,8 @@ struct Search<'a> {
     /// Of each column, their mean 1; damped.
     sensitivities: Vec<f32>,
     input_squares: Option<&'a [f32]>,
+    /// Root mean square of the weights.
+    deviation: f32,
 }
 
 impl<'a> Search<'a> {
@@ -152,7 +155,10 @@ impl<'a> Search<'a> {
             Granularity::Tensor => matrix.weights.len(),
             Granularity::Channel => cols,
         };
+        let power: f64 = matrix.weights.par_iter().map(|w| f64::from(*w).powi(2)).sum();
+        let deviation = (power / matrix.weights.len().max(1) as f64).sqrt() as f32;
         Self {
+            deviation,
             weights: matrix.weights,
             cols,
             group: group.max(1),
@@ -242,9 +248,7 @@ impl<'a> Search<'a> {
             sensitivities: self.sensitivities.clone(),
             ..*self
         };
-        let power: f64 = sample.iter().map(|w| f64::from(*w).powi(2)).sum();
-        let deviation = (power / sample.len().max(1) as f64).sqrt();
-        if deviation == 0.0 {
+        if self.deviation == 0.0 {
             return None;
         }
         // Meeting what the baseline needs is enough where the target is out of reach.
@@ -252,7 +256,7 @@ impl<'a> Search<'a> {
         let mut wanted = most;
         let mut best: Option<(Levels, f64, f64)> = None;
         for _ in 0..N_ATTEMPTS {
-            let step = part.step_for(wanted, deviation);
+            let step = part.step_for(wanted);
             let levels = self.levels(step, N_ROUNDS);
             let (bits, error) = (self.bits(&levels), self.error(&levels));
             let least = best.as_ref().map_or(usual.2, |best| best.2);
@@ -274,9 +278,9 @@ impl<'a> Search<'a> {
     }
 
     /// The step at which the integers have an entropy of `bits`.
-    fn step_for(&self, bits: f64, deviation: f64) -> f32 {
+    fn step_for(&self, bits: f64) -> f32 {
         // That of a Gaussian is near it.
-        let guess = deviation.ln() + (2.05 - bits) * std::f64::consts::LN_2;
+        let guess = f64::from(self.deviation).ln() + (2.05 - bits) * std::f64::consts::LN_2;
         let (mut low, mut high) = (guess - 3.0, guess + 3.0);
         for _ in 0..N_HALVINGS {
             let middle = (low + high) / 2.0;
@@ -292,29 +296,37 @@ impl<'a> Search<'a> {
 
     /// Integers and scales at the price that belongs to a step.
     fn levels(&self, step: f32, n_rounds: usize) -> Levels {
-        let lambda = step * step * std::f32::consts::LN_2 / 6.0;
         let scales: Vec<f32> = (self.weights.par_chunks(self.group))
             .map(|weights| {
                 let absmax = weights.iter().fold(0.0f32, |max, w| max.max(w.abs()));
-                step.max(absmax / MAX_LEVEL)
+                (step * self.coarseness(weights)).max(absmax / MAX_LEVEL)
             })
             .collect();
         let mut levels = self.round(&scales, 0.0, &[0.0; 256], &[1.0]);
         for _ in 0..n_rounds {
             let costs = costs(&levels.histogram());
-            levels = self.round(&levels.scales, lambda, &costs, &FACTORS);
+            levels = self.round(&levels.scales, step, &costs, &FACTORS);
         }
         levels
     }
 
+    /// The step of some weights that share a scale, relative to that of all.
+    fn coarseness(&self, weights: &[f32]) -> f32 {
+        let squares: f32 = weights.iter().map(|w| w * w).sum();
+        let relative = (squares / weights.len() as f32).sqrt() / self.deviation;
+        if relative.is_normal() { relative } else { 1.0 }
+    }
+
     /// The best of some multiples of every scale, and the integers for it.
-    fn round(&self, scales: &[f32], lambda: f32, costs: &[f32; 256], factors: &[f32]) -> Levels {
+    fn round(&self, scales: &[f32], step: f32, costs: &[f32; 256], factors: &[f32]) -> Levels {
         let mut integers = vec![0; self.weights.len()];
         let groups = (self.weights.par_chunks(self.group))
             .zip(integers.par_chunks_mut(self.group))
             .zip(scales);
         let scales = groups
             .map(|((weights, integers), scale)| {
+                let step = step * self.coarseness(weights);
+                let lambda = step * step * std::f32::consts::LN_2 / 6.0;
                 let tried = factors.par_iter().map(|factor| {
                     let mut tried = vec![0; weights.len()];
                     let found = self.choose(weights, scale * factor, lambda, costs, &mut tried);
