@@ -8,6 +8,8 @@
 //! texts are the model's own: it writes one to calibrate with and another to be
 //! judged by. Of CHECKPOINT, which need not be a model, the first eight matrices.
 
+#![allow(clippy::print_stdout, reason = "the table is what it is for")]
+
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::Path;

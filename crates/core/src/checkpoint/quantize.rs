@@ -523,8 +523,8 @@ impl<'a> Tensor<'a> {
             .into_par_iter()
             .map(|index| widen_dense(self.weight, &bytes, index))
             .collect();
-        // Not `> MAX_F16`: NaN is not finite either.
-        match weights.iter().position(|weight| !(weight.abs() <= MAX_F16)) {
+        // NaN is in no range.
+        match weights.iter().position(|weight| !(-MAX_F16..=MAX_F16).contains(weight)) {
             None => Ok(weights),
             Some(index) => Err(CheckpointError::Unquantisable {
                 path: self.path.to_owned(),
