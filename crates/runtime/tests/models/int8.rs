@@ -34,8 +34,9 @@ fn quantised(dir: &Path, granularity: Granularity, selects: fn(&str) -> bool) ->
     target
 }
 
-/// Name, dtype, shape and bytes of the tensors of a file.
-type Tensors = Vec<(String, String, Vec<usize>, Vec<u8>)>;
+/// Name, dtype, shape and bytes of a tensor.
+type Tensor = (String, String, Vec<usize>, Vec<u8>);
+type Tensors = Vec<Tensor>;
 
 fn read(path: &Path) -> Tensors {
     let bytes = std::fs::read(path).unwrap();
@@ -192,7 +193,7 @@ fn scales_may_be_halves_and_have_to_be_there() {
     let tensors = read(&path);
     let name = "model.layers.1.mlp.up_proj.weight_scale";
     let load = || Model::load(&int8, StoreOptions::new(Layout::Dense), &mut |_| ());
-    let changed = |change: &dyn Fn(&mut (String, String, Vec<usize>, Vec<u8>))| {
+    let changed = |change: &dyn Fn(&mut Tensor)| {
         let mut tensors = tensors.clone();
         change(tensors.iter_mut().find(|t| t.0 == name).unwrap());
         write(&path, &tensors);
