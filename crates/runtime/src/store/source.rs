@@ -111,7 +111,8 @@ impl Source {
     pub(crate) fn buffer_bytes(&self) -> usize {
         let tables = self.record.as_ref().map_or(0, |_| {
             let beside = self.stored_bytes() + self.kept_bytes();
-            self.expected_bytes(Layout::Rans) - beside
+            // F32 is kept as it is, without tables or index.
+            self.expected_bytes(Layout::Rans).saturating_sub(beside)
         });
         Reader::buffer_bytes(self.stored_bytes()) + tables
     }
