@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use regex::Regex;
+use transom::quantize::Granularity;
 
 /// Pack, verify and run language models with losslessly compressed weights.
 ///
@@ -30,6 +32,8 @@ pub enum Command {
     Unpack(Unpack),
     /// Check that packed files are whole, and optionally that they equal the originals
     Verify(Verify),
+    /// Make a checkpoint with INT8 weights from one with BF16, FP16 or F32 weights
+    Quantize(Quantize),
     /// Show sizes and entropies, tensor by tensor
     Inspect(Inspect),
     /// Generate text
@@ -94,6 +98,41 @@ pub struct Verify {
     /// Also compare with these files, byte for byte
     #[arg(long, value_name = "ORIGINAL")]
     pub against: Option<PathBuf>,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `transom quantize`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+This loses information; `compare` shows how much. The result is a Hugging Face
+checkpoint in the layout of compressed-tensors: `weight` is I8, `weight_scale`
+F32. All linear layers but the head are quantised; embeddings, norms and biases
+never are. Without --target-bits scales are the absolute maximum over 127.")]
+pub struct Quantize {
+    /// Directory of a Hugging Face checkpoint
+    pub src: PathBuf,
+    /// Directory to make
+    pub dst: PathBuf,
+    /// What shares a scale: a matrix, or an output channel of one
+    #[arg(long, value_name = "GRANULARITY", value_enum)]
+    pub granularity: GranularityName,
+    /// Quantise the linear layers whose weight's name matches, the head too, and no others
+    #[arg(long, value_name = "REGEX")]
+    pub include: Option<Regex>,
+    /// Leave the linear layers as they are whose weight's name matches
+    #[arg(long, value_name = "REGEX")]
+    pub skip: Option<Regex>,
+    /// Choose scales and integers so that each matrix, once packed, takes at most
+    /// this many bits a weight, from 3 to 7
+    #[arg(long, value_name = "B", value_parser = parse_target_bits)]
+    pub target_bits: Option<f64>,
+    /// With --target-bits: least error of the layers' outputs on this text, instead
+    /// of the weights
+    #[arg(long, value_name = "FILE", requires = "target_bits")]
+    pub calibration: Option<PathBuf>,
+    #[command(flatten)]
+    pub threads: Threads,
     #[command(flatten)]
     pub json: Json,
 }
@@ -414,6 +453,24 @@ impl WeightName {
     }
 }
 
+/// What shares a scale, as named on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GranularityName {
+    /// One scale for a matrix
+    Tensor,
+    /// One scale for each row
+    Channel,
+}
+
+impl From<GranularityName> for Granularity {
+    fn from(name: GranularityName) -> Self {
+        match name {
+            GranularityName::Tensor => Self::Tensor,
+            GranularityName::Channel => Self::Channel,
+        }
+    }
+}
+
 /// Products to measure, as named on the command line.
 #[derive(Debug, Clone)]
 pub struct Shapes(pub Vec<(usize, usize)>);
@@ -489,6 +546,13 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
     match number.trim_end().parse::<f64>() {
         Ok(n) if (0.0..1e18).contains(&(n * unit)) => Ok((n * unit) as u64),
         _ => Err("expected a number of bytes, as 6000000000, 6GB or 5.5GiB".into()),
+    }
+}
+
+fn parse_target_bits(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(bits) if (3.0..=7.0).contains(&bits) => Ok(bits),
+        _ => Err("expected a number from 3 to 7".into()),
     }
 }
 

@@ -50,6 +50,7 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Pack(args) => command::pack::run(&args),
         Command::Unpack(args) => command::unpack::run(&args),
         Command::Verify(args) => command::verify::run(&args),
+        Command::Quantize(args) => command::quantize::run(&args),
         Command::Inspect(args) => command::inspect::run(&args),
         Command::Run(args) => command::run::run(&args),
         Command::Compare(args) => command::compare::run(&args),

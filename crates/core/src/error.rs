@@ -196,6 +196,14 @@ pub enum DecodeError {
         /// Stored in the directory.
         expected: u64,
     },
+    /// An integer weight stands for a number that FP16 cannot hold.
+    #[error("weight in row {row}, column {col}: integer times scale overflows FP16")]
+    Overflow {
+        /// Its row.
+        row: usize,
+        /// Its column.
+        col: usize,
+    },
     /// A tile does not decode.
     #[error("tile {tile}: {source}")]
     Tile {

@@ -19,6 +19,7 @@ mod isa;
 pub mod layout;
 pub mod model;
 pub mod product;
+pub mod quantize;
 pub mod record;
 pub mod safetensors;
 pub mod split;

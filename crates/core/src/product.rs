@@ -1,7 +1,8 @@
 //! The product `y = x W^T` from any layout, with one arithmetic.
 //!
-//! Weights are widened to f32, activations are f32, and every multiplication
-//! is fused with its addition. Each output has 16 accumulators that start at
+//! Weights are widened to f32, integers after what [`crate::quantize`] makes of
+//! them, activations are f32, and every multiplication is fused with its
+//! addition. Each output has 16 accumulators that start at
 //! zero: column `c` goes to accumulator `c % 16`, columns ascending. At the
 //! end accumulator `j` takes `j + 8`, then `j + 4`, `j + 2` and `j + 1`.
 //!
@@ -15,7 +16,7 @@ use rayon::prelude::*;
 use crate::arch::{self, Inputs, LANES_PER_ROW};
 use crate::error::DecodeError;
 use crate::isa::Isa;
-use crate::layout::{Body, DenseMatrix, FixedMatrix, Matrix, RansMatrix, WeightType};
+use crate::layout::{Body, FixedMatrix, Matrix, RansMatrix, Values, WeightType};
 use crate::split::join_tile_with;
 use crate::tile::{
     BLOCK, BLOCK_ELEMS, Order, STRIP_ELEMS, TILE_COLS, TILE_ELEMS, TILE_ROWS, Tile, Tiling,
@@ -30,6 +31,8 @@ const MAX_RUN_ROWS: usize = 4096;
 const DENSE_ROWS: usize = 64;
 /// The same for fixed-rate codes in fragment order: whole bands.
 const FIXED_ROWS: usize = 64;
+/// Rows and columns of integers that are dequantised before they are multiplied.
+const PANEL: [usize; 2] = [BLOCK, 128];
 
 impl Matrix {
     /// Multiplies: `y[t][r] = sum over c of x[t][c] * W[r][c]`.
@@ -44,7 +47,8 @@ impl Matrix {
     /// # Errors
     ///
     /// [`DecodeError::Tile`] if a tile does not decode although its checksum
-    /// was right: the record was made to deceive.
+    /// was right: the record was made to deceive. [`DecodeError::Overflow`] if an
+    /// integer stands for more than FP16 can hold.
     ///
     /// # Panics
     ///
@@ -69,7 +73,24 @@ impl Matrix {
             return Ok(());
         }
         let (xs, ys) = (x.chunks(MAX_TOKENS * self.cols), y.chunks_mut(MAX_TOKENS * self.rows));
-        xs.zip(ys).try_for_each(|(x, y)| self.multiply_tokens(isa, x, y))
+        xs.zip(ys).try_for_each(|(x, y)| self.multiply_tokens(isa, x, y))?;
+        self.check_overflow(isa, y)
+    }
+
+    /// Finds integers that FP16 cannot hold. Such a weight is infinite, and so
+    /// every output it is a part of is infinite or not a number: as long as all
+    /// are finite, there is none.
+    fn check_overflow(&self, isa: Isa, y: &[f32]) -> Result<(), DecodeError> {
+        if !self.may_overflow() {
+            return Ok(());
+        }
+        let suspects = (0..self.rows)
+            .filter(|row| y[*row..].iter().step_by(self.rows).any(|output| !output.is_finite()));
+        let mut weights = vec![0.0; self.cols];
+        for row in suspects {
+            self.row_with(isa, row, &mut weights)?;
+        }
+        Ok(())
     }
 
     fn multiply_tokens(&self, isa: Isa, x: &[f32], y: &mut [f32]) -> Result<(), DecodeError> {
@@ -108,10 +129,19 @@ impl Matrix {
         assert!(isa.is_available(), "{isa:?} is not available on this machine");
         assert!(row < self.rows, "row {row} of {}", self.rows);
         assert_eq!(out.len(), self.cols, "out is not a row");
+        self.widen_row(isa, row, out)?;
+        match out.iter().position(|weight| weight.is_infinite()) {
+            Some(col) if self.weight == WeightType::I8 => Err(DecodeError::Overflow { row, col }),
+            _ => Ok(()),
+        }
+    }
+
+    fn widen_row(&self, isa: Isa, row: usize, out: &mut [f32]) -> Result<(), DecodeError> {
         let cols = self.cols;
         let weight = self.weight;
+        let values = self.values(row..row + 1);
         let copy = |strip: &Tile, order: Order, planes: [&[u8]; 2], out: &mut [f32]| {
-            let run = |index: usize| arch::all::product::widen(weight, planes, index);
+            let run = |index: usize| arch::all::product::widen(values, planes, index);
             match order {
                 Order::Fragment => {
                     for index in 0..strip.n_elems() {
@@ -134,6 +164,10 @@ impl Matrix {
         match &self.body {
             Body::Dense(dense) => {
                 let bytes = &dense.bytes[row * cols * weight.elem_bytes()..];
+                if weight == WeightType::I8 {
+                    arch::dequantise_row(isa, bytes, values.scales[0], out);
+                    return Ok(());
+                }
                 for (c, out) in out.iter_mut().enumerate() {
                     *out = arch::all::product::widen_dense(weight, bytes, c);
                 }
@@ -175,7 +209,13 @@ impl Matrix {
     ) -> Result<(), DecodeError> {
         match &self.body {
             Body::Dense(dense) => {
-                self.multiply_dense(isa, dense, x, rows, y);
+                let row_bytes = self.cols * self.weight.elem_bytes();
+                let weights = &dense.bytes[rows.start * row_bytes..rows.end * row_bytes];
+                if self.weight == WeightType::I8 {
+                    multiply_integers(isa, self.values(rows), weights, x, self.cols, y);
+                } else {
+                    arch::multiply_dense(isa, self.weight, weights, x, self.cols, y);
+                }
                 Ok(())
             }
             body => {
@@ -191,19 +231,6 @@ impl Matrix {
         }
     }
 
-    fn multiply_dense(
-        &self,
-        isa: Isa,
-        dense: &DenseMatrix,
-        x: &[f32],
-        rows: Range<usize>,
-        y: &mut [f32],
-    ) {
-        let row_bytes = self.cols * self.weight.elem_bytes();
-        let weights = &dense.bytes[rows.start * row_bytes..rows.end * row_bytes];
-        arch::multiply_dense(isa, self.weight, weights, x, self.cols, y);
-    }
-
     /// Fragment order, one token: sums stay in the order of the blocks.
     fn multiply_one(
         &self,
@@ -217,13 +244,15 @@ impl Matrix {
         match strips {
             Strips::Fixed(fixed) => {
                 for (band, sums) in (rows.start / BLOCK..).zip(&mut sums) {
-                    arch::accumulate_band(isa, self.weight, fixed.band(band), x, sums);
+                    let values = self.values(band * BLOCK..(band + 1) * BLOCK);
+                    arch::accumulate_band(isa, values, fixed.band(band), x, sums);
                 }
             }
             Strips::Rans(_) => strips.for_each(isa, self.cols, rows.clone(), |strip, planes| {
                 let x = &x[strip.col_start..strip.col_start + strip.cols];
                 let sums = &mut sums[(strip.row_start - rows.start) / BLOCK];
-                arch::accumulate_blocks(isa, self.weight, planes, x, sums);
+                let values = self.values(strip.row_start..strip.row_start + BLOCK);
+                arch::accumulate_blocks(isa, values, planes, x, sums);
             })?,
         }
         let indices = arch::accumulator_indices(isa, self.weight);
@@ -264,7 +293,12 @@ impl Matrix {
             let inputs = Inputs { x: &x[first_col..], stride: cols, n_cols };
             let first = (strip.row_start - rows.start) * n_tokens;
             let sums = &mut sums[first..first + BLOCK * n_tokens];
-            arch::accumulate_rows(isa, weight, weights, inputs, n_tokens, sums);
+            if weight == WeightType::I8 {
+                let values = self.values(strip.row_start..strip.row_start + BLOCK);
+                accumulate_integers(isa, values, weights, inputs, n_tokens, sums);
+            } else {
+                arch::accumulate_rows(isa, weight, weights, inputs, n_tokens, sums);
+            }
         })?;
         for (row, sums) in sums.chunks(n_tokens).enumerate() {
             for (y, sums) in y.chunks_mut(rows.len()).zip(sums) {
@@ -285,8 +319,8 @@ impl Matrix {
     ) -> Result<(), DecodeError> {
         let n_tokens = x.len() / self.cols;
         let mut sums = vec![[0.0; LANES_PER_ROW]; rows.len() * n_tokens];
-        let (cols, weight) = (self.cols, self.weight);
-        strips.for_each(isa, self.cols, rows.clone(), |strip, planes| {
+        let cols = self.cols;
+        strips.for_each(isa, cols, rows.clone(), |strip, planes| {
             let elements = strip.col_start..strip.col_start + strip.cols;
             let first_row = (elements.start / cols).max(rows.start);
             let end_row = elements.end.div_ceil(cols).min(rows.end);
@@ -294,12 +328,13 @@ impl Matrix {
                 let start = elements.start.max(row * cols);
                 let end = elements.end.min((row + 1) * cols);
                 let inside = start - elements.start..end - elements.start;
-                let part = planes.map(|plane| &plane[inside.clone()]);
+                let part = planes.map(|plane| plane.get(inside.clone()).unwrap_or_default());
+                let values = self.values(row..row + 1);
                 let col = start - row * cols;
                 for (token, x) in x.chunks(cols).enumerate() {
                     let sums = &mut sums[token * rows.len() + row - rows.start];
                     let x = &x[col..col + part[0].len()];
-                    arch::accumulate_run(isa, weight, part, x, col % LANES_PER_ROW, sums);
+                    arch::accumulate_run(isa, values, part, x, col % LANES_PER_ROW, sums);
                 }
             }
         })?;
@@ -307,6 +342,54 @@ impl Matrix {
             *y = arch::all::product::reduce(sums);
         }
         Ok(())
+    }
+}
+
+/// Multiplies rows of row-major integers with one or more tokens.
+fn multiply_integers(
+    isa: Isa,
+    values: Values<'_>,
+    integers: &[u8],
+    x: &[f32],
+    cols: usize,
+    y: &mut [f32],
+) {
+    let (n_rows, n_tokens) = (values.scales.len(), x.len() / cols);
+    let inputs = Inputs { x, stride: cols, n_cols: cols };
+    let mut sums = vec![[0.0; LANES_PER_ROW]; BLOCK.min(n_rows) * n_tokens];
+    let blocks = values.scales.chunks(BLOCK).zip(integers.chunks(BLOCK * cols));
+    for (block, (scales, integers)) in blocks.enumerate() {
+        let sums = &mut sums[..scales.len() * n_tokens];
+        sums.fill([0.0; LANES_PER_ROW]);
+        let values = Values { scales, ..values };
+        accumulate_integers(isa, values, integers, inputs, n_tokens, sums);
+        for (row, sums) in (block * BLOCK..).zip(sums.chunks(n_tokens)) {
+            for (y, sums) in y.chunks_mut(n_rows).zip(sums) {
+                y[row] = arch::all::product::reduce(*sums);
+            }
+        }
+    }
+}
+
+/// [`arch::accumulate_rows`] of at most 16 rows of integers, a panel at a time.
+fn accumulate_integers(
+    isa: Isa,
+    values: Values<'_>,
+    integers: &[u8],
+    inputs: Inputs<'_>,
+    n_tokens: usize,
+    sums: &mut [[f32; LANES_PER_ROW]],
+) {
+    let mut panel = [0.0f32; PANEL[0] * PANEL[1]];
+    for first in (0..inputs.n_cols).step_by(PANEL[1]) {
+        let n_cols = PANEL[1].min(inputs.n_cols - first);
+        let panel = &mut panel[..values.scales.len() * n_cols];
+        let rows = integers.chunks(inputs.n_cols).zip(values.scales);
+        for (panel, (row, scale)) in panel.chunks_mut(n_cols).zip(rows) {
+            arch::dequantise_row(isa, &row[first..], *scale, panel);
+        }
+        let inputs = Inputs { x: &inputs.x[first..], n_cols, ..inputs };
+        arch::accumulate_floats(isa, panel, inputs, n_tokens, sums);
     }
 }
 

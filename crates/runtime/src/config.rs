@@ -120,7 +120,7 @@ impl Config {
 
     fn from_object(config: &Object) -> Result<Self, RuntimeError> {
         let family = family(config)?;
-        refuse_quantization(config)?;
+        refuse_other_quantization(config)?;
         refuse_other_activations(config)?;
         let hidden_size = config.count("hidden_size")?;
         let n_heads = config.count("num_attention_heads")?;
@@ -192,18 +192,56 @@ fn family(config: &Object) -> Result<Family, RuntimeError> {
     }
 }
 
-fn refuse_quantization(config: &Object) -> Result<(), RuntimeError> {
-    let Some(quantization) = config.get("quantization_config") else { return Ok(()) };
+/// INT8 weights of `compressed-tensors` are what the runtime knows; which
+/// matrices have them, the tensors say.
+fn refuse_other_quantization(config: &Object) -> Result<(), RuntimeError> {
+    let Some(quantization) = config.object("quantization_config")? else { return Ok(()) };
     // A packed checkpoint names transom here and keeps what was there before.
-    let ours = quantization.get("quant_method").is_some_and(|method| method == "transom");
-    let inner = if ours { quantization.get("inner") } else { Some(quantization) };
-    match inner {
-        None | Some(Value::Null) => Ok(()),
-        Some(inner) => Err(RuntimeError::Unsupported {
-            field: "quantization_config".into(),
-            found: inner.get("quant_method").unwrap_or(inner).to_string(),
-            supported: "a model that is not quantised".into(),
-        }),
+    let ours = quantization.text("quant_method")?.as_deref() == Some("transom");
+    let inner = if ours { quantization.object("inner")? } else { Some(quantization) };
+    let Some(inner) = inner else { return Ok(()) };
+    expect(&inner, "quant_method", &"compressed-tensors".into())?;
+    if inner.has("quantization_status") {
+        expect(&inner, "quantization_status", &"compressed".into())?;
+    }
+    if inner.get("kv_cache_scheme").is_some() {
+        return Err(inner.unsupported("kv_cache_scheme", "null"));
+    }
+    if inner.object("transform_config")?.is_some_and(|transforms| !transforms.fields.is_empty()) {
+        return Err(inner.unsupported("transform_config", "null"));
+    }
+    let Some(groups) = inner.object("config_groups")? else {
+        return Err(inner.wrong("config_groups", "an object"));
+    };
+    for name in groups.fields.keys() {
+        let Some(group) = groups.object(name)? else { continue };
+        // Older writers have it for all groups at once.
+        let format = if group.has("format") { &group } else { &inner };
+        expect(format, "format", &"int-quantized".into())?;
+        for activations in ["input_activations", "output_activations"] {
+            if group.get(activations).is_some() {
+                return Err(group.unsupported(activations, "null: weights only"));
+            }
+        }
+        let Some(weights) = group.object("weights")? else {
+            return Err(group.wrong("weights", "an object"));
+        };
+        expect(&weights, "num_bits", &8.into())?;
+        expect(&weights, "type", &"int".into())?;
+        expect(&weights, "symmetric", &true.into())?;
+        match weights.text("strategy")?.as_deref() {
+            Some("tensor" | "channel") => {}
+            _ => return Err(weights.unsupported("strategy", "tensor and channel")),
+        }
+    }
+    Ok(())
+}
+
+/// Refuses any other value of a field.
+fn expect(object: &Object, field: &str, value: &Value) -> Result<(), RuntimeError> {
+    match object.get(field) {
+        Some(found) if found == value => Ok(()),
+        _ => Err(object.unsupported(field, &value.to_string())),
     }
 }
 

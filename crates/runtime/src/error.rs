@@ -69,7 +69,7 @@ pub enum RuntimeError {
         expected: Vec<u64>,
     },
     /// A tensor has an element type the runtime does not compute with.
-    #[error("{}: tensor `{tensor}` is {found}, expected BF16, F16 or F32", path.display())]
+    #[error("{}: tensor `{tensor}` is {found}, expected BF16, F16, F32 or, if it is a matrix, I8", path.display())]
     TensorDtype {
         /// The file or checkpoint the tensor is in.
         path: PathBuf,
@@ -77,6 +77,16 @@ pub enum RuntimeError {
         tensor: String,
         /// Its type.
         found: String,
+    },
+    /// A matrix of integers has no scale, or one that cannot be.
+    #[error("{}: tensor `{tensor}`: {reason}", path.display())]
+    Scale {
+        /// The file or checkpoint the tensor is in.
+        path: PathBuf,
+        /// The scale.
+        tensor: String,
+        /// What is wrong.
+        reason: String,
     },
     /// A tensor cannot be read.
     #[error("{}: tensor `{tensor}`: {reason}", path.display())]

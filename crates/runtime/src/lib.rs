@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod attention;
+pub mod calibrate;
 pub mod chat;
 pub mod compare;
 pub mod config;

@@ -130,6 +130,14 @@ impl Model {
         Ok((matrices + vectors) as u64)
     }
 
+    /// Puts something between the model and its weights.
+    pub(crate) fn wrap_weights(
+        self,
+        wrap: impl FnOnce(Box<dyn Weights>) -> Box<dyn Weights>,
+    ) -> Self {
+        Self { weights: wrap(self.weights), ..self }
+    }
+
     /// Its shape.
     #[must_use]
     pub const fn config(&self) -> &Config {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use transom::checkpoint::{Checkpoint, Tensor, TensorKind};
+use transom::checkpoint::{Checkpoint, SCALE_SUFFIX, Tensor, TensorKind};
 use transom::layout::WeightType;
 use transom::{Isa, ReadAt};
 
@@ -32,7 +32,10 @@ impl<'a> Loader<'a> {
         let state = LoadProgress { n_tensors: 0, n_tensors_total: wanted.len(), weights_bytes: 0 };
         let loader = Self { checkpoint, isa, progress, state };
         for (name, shape) in &wanted {
-            check(&loader.tensor(name)?, name, shape)?;
+            let tensor = loader.tensor(name)?;
+            if check(&tensor, name, shape)? == WeightType::I8 && shape.len() != 2 {
+                return Err(wrong_dtype(&tensor, name));
+            }
         }
         Ok(loader)
     }
@@ -62,7 +65,7 @@ impl<'a> Loader<'a> {
     pub(crate) fn vector(&mut self, name: &str, length: usize) -> Result<Vec<f32>, RuntimeError> {
         let tensor = self.tensor(name)?;
         let weight = check(&tensor, name, &[length])?;
-        let bytes = self.read_bytes(&tensor, length * weight.elem_bytes());
+        let bytes = read_bytes(&tensor, self.isa, length * weight.elem_bytes());
         let bytes = bytes.map_err(|reason| failed(&tensor, name, reason))?;
         let vector = widen(&bytes, weight);
         self.loaded(size_of_val(vector.as_slice()));
@@ -79,26 +82,58 @@ impl<'a> Loader<'a> {
     fn tensor(&self, name: &str) -> Result<Tensor<'a>, RuntimeError> {
         self.checkpoint.tensor(name)?.ok_or_else(|| missing(self.checkpoint, name))
     }
+}
 
-    fn read_bytes(&self, tensor: &Tensor<'_>, n_bytes: usize) -> Result<Vec<u8>, String> {
-        let mut bytes = vec![0; n_bytes];
-        match &tensor.kind {
-            TensorKind::Dense => tensor
-                .source()
-                .read_exact_at(&mut bytes, tensor.start())
-                .map_err(|error| error.to_string())?,
-            TensorKind::Packed(record) => {
-                let (rows, cols) = record.matrix_sides();
-                record
-                    .read_slice_with(tensor.source(), self.isa, 0..rows, 0..cols, &mut bytes)
-                    .map_err(|error| error.to_string())?;
-                if bytes.len() != n_bytes {
-                    return Err(format!("{} bytes, expected {n_bytes}", bytes.len()));
-                }
+fn read_bytes(tensor: &Tensor<'_>, isa: Isa, n_bytes: usize) -> Result<Vec<u8>, String> {
+    let mut bytes = vec![0; n_bytes];
+    match &tensor.kind {
+        TensorKind::Dense => tensor
+            .source()
+            .read_exact_at(&mut bytes, tensor.start())
+            .map_err(|error| error.to_string())?,
+        TensorKind::Packed(record) => {
+            let (rows, cols) = record.matrix_sides();
+            record
+                .read_slice_with(tensor.source(), isa, 0..rows, 0..cols, &mut bytes)
+                .map_err(|error| error.to_string())?;
+            if bytes.len() != n_bytes {
+                return Err(format!("{} bytes, expected {n_bytes}", bytes.len()));
             }
         }
-        Ok(bytes)
     }
+    Ok(bytes)
+}
+
+/// The scales of the rows of a matrix of integers: `[rows, 1]`, or one for all
+/// of them.
+pub(crate) fn scales(
+    checkpoint: &Checkpoint,
+    matrix: &str,
+    rows: usize,
+    isa: Isa,
+) -> Result<Arc<[f32]>, RuntimeError> {
+    let name = matrix.to_owned() + SCALE_SUFFIX;
+    let tensor = checkpoint.tensor(&name)?.ok_or_else(|| missing(checkpoint, &name))?;
+    let wrong = |reason: String| RuntimeError::Scale {
+        path: tensor.info.path.clone(),
+        tensor: name.clone(),
+        reason,
+    };
+    let shape = &tensor.info.shape;
+    let n: usize = shape.iter().product();
+    if !matches!(shape.as_slice(), [1] | [] | [_] | [_, 1]) || (n != 1 && n != rows) {
+        return Err(wrong(format!("shape {shape:?}, expected [{rows}, 1] or [1]")));
+    }
+    let weight = WeightType::from_safetensors(&tensor.info.dtype)
+        .filter(|weight| *weight != WeightType::I8)
+        .ok_or_else(|| wrong(format!("{}, expected F32, BF16 or F16", tensor.info.dtype)))?;
+    let bytes = read_bytes(&tensor, isa, n * weight.elem_bytes()).map_err(&wrong)?;
+    let scales = widen(&bytes, weight);
+    let is_scale = |scale: &f32| scale.is_finite() && *scale > 0.0;
+    if let Some(row) = scales.iter().position(|scale| !is_scale(scale)) {
+        return Err(wrong(format!("scale {row} is {}, expected a positive number", scales[row])));
+    }
+    Ok((0..rows).map(|row| scales[row.min(n - 1)]).collect())
 }
 
 /// The error for a tensor that is not there.
@@ -122,18 +157,23 @@ pub(crate) fn check(
             expected,
         });
     }
-    WeightType::from_safetensors(&tensor.info.dtype).ok_or_else(|| RuntimeError::TensorDtype {
+    let weight = WeightType::from_safetensors(&tensor.info.dtype);
+    weight.ok_or_else(|| wrong_dtype(tensor, name))
+}
+
+fn wrong_dtype(tensor: &Tensor<'_>, name: &str) -> RuntimeError {
+    RuntimeError::TensorDtype {
         path: tensor.info.path.clone(),
         tensor: name.to_owned(),
         found: tensor.info.dtype.clone(),
-    })
+    }
 }
 
 fn failed(tensor: &Tensor<'_>, name: &str, reason: String) -> RuntimeError {
     RuntimeError::Tensor { path: tensor.info.path.clone(), tensor: name.to_owned(), reason }
 }
 
-/// Elements as f32, exactly.
+/// Elements as f32, exactly; integers as they are, without their scales.
 pub(crate) fn widen(bytes: &[u8], weight: WeightType) -> Vec<f32> {
     let half = |f: fn(u16) -> f32| {
         bytes.as_chunks::<2>().0.iter().map(|b| f(u16::from_le_bytes(*b))).collect()
@@ -144,5 +184,6 @@ pub(crate) fn widen(bytes: &[u8], weight: WeightType) -> Vec<f32> {
         WeightType::F32 => {
             bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
         }
+        WeightType::I8 => bytes.iter().map(|b| f32::from(*b as i8)).collect(),
     }
 }

@@ -61,11 +61,8 @@ pub(crate) fn run(args: &BenchMatmul) -> anyhow::Result<Outcome> {
     anyhow::ensure!(args.csv.is_none(), "--csv is for --device cuda; --json holds the same");
     anyhow::ensure!(args.weights.is_none(), "--weights is for --device cuda");
     anyhow::ensure!(!args.chain, "--chain is for --device cuda");
-    let weight_types: Vec<(WeightName, WeightType)> = args
-        .dtype
-        .iter()
-        .map(|&name| Ok((name, weight_type(name)?)))
-        .collect::<anyhow::Result<_>>()?;
+    let weight_types: Vec<(WeightName, WeightType)> =
+        args.dtype.iter().map(|&name| (name, weight_type(name))).collect();
     let shapes: Vec<(usize, usize)> = args.shapes.iter().flat_map(|s| s.0.clone()).collect();
     let n_products = args.dtype.len() * shapes.len() * args.batch.len() * args.layouts.len();
     let n_turns = n_products * measure::N_ROUNDS;
@@ -234,11 +231,11 @@ fn text(report: &Report) -> String {
     format!("CPU, {n} threads, weights cold\n\n{}", table.render(Style::stdout()))
 }
 
-fn weight_type(name: WeightName) -> anyhow::Result<WeightType> {
+fn weight_type(name: WeightName) -> WeightType {
     match name {
-        WeightName::Bf16 => Ok(WeightType::Bf16),
-        WeightName::F16 => Ok(WeightType::F16),
-        WeightName::Int8 => anyhow::bail!("--dtype int8 is for --device cuda"),
+        WeightName::Bf16 => WeightType::Bf16,
+        WeightName::F16 => WeightType::F16,
+        WeightName::Int8 => WeightType::I8,
     }
 }
 

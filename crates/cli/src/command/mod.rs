@@ -9,6 +9,7 @@ pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod inspect;
 pub(crate) mod pack;
+pub(crate) mod quantize;
 pub(crate) mod run;
 pub(crate) mod unpack;
 pub(crate) mod verify;

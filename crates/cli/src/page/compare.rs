@@ -12,7 +12,8 @@ pub(crate) fn page(report: &Report) -> String {
         "{} ({}) against {} ({})",
         report.base, report.layout_base, report.other, report.layout_other
     );
-    let body = totals(report) + &tokens(report) + &divergence(report) + &texts(report);
+    let body =
+        totals(report) + &tokens(report) + &parted(report) + &divergence(report) + &texts(report);
     html::page(title, &subtitle, &body)
 }
 
@@ -94,11 +95,32 @@ fn runs(prompt: &Prompt) -> Vec<(bool, usize)> {
     runs
 }
 
+/// How many of the prompts have had a different token, along the texts.
+fn parted(report: &Report) -> String {
+    if report.first_divergence.iter().all(Option::is_none) {
+        return String::new();
+    }
+    let n = report.prompts.iter().map(|p| p.base_ids.len()).max().unwrap_or(0);
+    let share = |token: usize| {
+        let parted = report.first_divergence.iter().flatten().filter(|&&first| first <= token);
+        100.0 * parted.count() as f64 / report.prompts.len().max(1) as f64
+    };
+    let values = (0..n).map(share).collect();
+    let line = Line { class: "mean", tip: "prompts that have parted".into(), values };
+    let chart = svg::lines("token generated", "prompts whose texts differ so far, %", &[line]);
+    html::section(
+        "Divergence by position",
+        "Each model reads what it has written itself, so that one different token changes all that \
+         follows.",
+        &(chart + &html::key(&[("sign", "share of the prompts")])),
+    )
+}
+
 /// KL divergence along the texts.
 fn divergence(report: &Report) -> String {
     if report.prompts.iter().flat_map(|p| &p.kl).all(|&kl| kl == 0.0) {
         return html::section(
-            "KL divergence",
+            "KL divergence by position",
             "Zero at every position of every prompt: both models assign every token of the \
              vocabulary the same probability, to the bit.",
             "",
@@ -112,7 +134,7 @@ fn divergence(report: &Report) -> String {
     lines.push(Line { class: "mean", tip: "mean of the prompts".into(), values: mean(report) });
     let chart = svg::lines("token generated", "KL(base || other), nats", &lines);
     html::section(
-        "KL divergence",
+        "KL divergence by position",
         "How far the distribution of the next token differs, both models reading the same text. \
          One line a prompt, and their mean.",
         &(chart + &html::key(&[("coded", "a prompt"), ("sign", "mean")])),

@@ -4,11 +4,12 @@ use crate::snapshot;
 
 #[test]
 fn help_of_every_command() {
-    let commands: [&[&str]; 14] = [
+    let commands: [&[&str]; 15] = [
         &[],
         &["pack"],
         &["unpack"],
         &["verify"],
+        &["quantize"],
         &["inspect"],
         &["run"],
         &["compare"],

@@ -4,9 +4,11 @@ mod help;
 mod json;
 mod models;
 mod pipe;
+mod quantize;
 mod refusals;
 mod resume;
 mod round_trip;
+mod transformers;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -13,7 +13,7 @@ pub(crate) use rank_table::{EncodeRanks, RankTable};
 use crate::coder::rans::{DecodeTable, EncodeTable, LANES, MAX_STREAMS, Stream};
 use crate::dtype::Dtype;
 use crate::isa::Isa;
-use crate::layout::{Band, CHUNK_ELEMS, Coding, WeightType};
+use crate::layout::{Band, CHUNK_ELEMS, Coding, Values, WeightType};
 use crate::tile::{BLOCK, BLOCK_ELEMS, Order, Tile};
 
 /// Encodes planes whose length is a multiple of 32, backwards. False if a
@@ -163,12 +163,27 @@ impl<'a> Inputs<'a> {
     }
 }
 
+/// What integers of one row stand for; see [`crate::quantize`]. As many as
+/// both `integers` and `out` have.
+pub(crate) fn dequantise_row(isa: Isa, integers: &[u8], scale: f32, out: &mut [f32]) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the instruction set is available.
+        Isa::Avx512 => unsafe { x86_64::product_avx512::dequantise_row(integers, scale, out) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the instruction set is available.
+        Isa::Avx2 => unsafe { x86_64::product_avx2::dequantise_row(integers, scale, out) },
+        _ => all::product::dequantise_row(integers, scale, out),
+    }
+}
+
 /// Adds the products of a strip of 16x16 blocks with one token to 256
 /// accumulators, whose order is the instruction set's own; see
-/// [`accumulator_indices`]. `x` is as long as the strip is wide.
+/// [`accumulator_indices`]. `x` is as long as the strip is wide. Integers have
+/// 16 scales.
 pub(crate) fn accumulate_blocks(
     isa: Isa,
-    weight: WeightType,
+    values: Values<'_>,
     planes: [&[u8]; 2],
     x: &[f32],
     sums: &mut [f32; BLOCK_ELEMS],
@@ -177,19 +192,19 @@ pub(crate) fn accumulate_blocks(
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the instruction set is available.
         Isa::Avx512 => unsafe {
-            x86_64::product_avx512::accumulate_blocks(weight, planes, x, sums);
+            x86_64::product_avx512::accumulate_blocks(values, planes, x, sums);
         },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the instruction set is available.
-        Isa::Avx2 => unsafe { x86_64::product_avx2::accumulate_blocks(weight, planes, x, sums) },
-        _ => all::product::accumulate_blocks(weight, planes, x, sums),
+        Isa::Avx2 => unsafe { x86_64::product_avx2::accumulate_blocks(values, planes, x, sums) },
+        _ => all::product::accumulate_blocks(values, planes, x, sums),
     }
 }
 
 /// Adds the products of 16 rows in fixed-rate codes, as [`accumulate_blocks`].
 pub(crate) fn accumulate_band(
     isa: Isa,
-    weight: WeightType,
+    values: Values<'_>,
     band: Band<'_>,
     x: &[f32],
     sums: &mut [f32; BLOCK_ELEMS],
@@ -197,18 +212,18 @@ pub(crate) fn accumulate_band(
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Avx512 {
         // SAFETY: the instruction set is available.
-        return unsafe { x86_64::product_avx512::accumulate_band(band, x, sums) };
+        return unsafe { x86_64::product_avx512::accumulate_band(values, band, x, sums) };
     }
     let mut x = x;
     band.for_each_chunk(isa, |planes| {
         let now;
         (now, x) = x.split_at(planes[0].len() / BLOCK);
-        accumulate_blocks(isa, weight, planes, now, sums);
+        accumulate_blocks(isa, values, planes, now, sums);
     });
 }
 
-/// Adds the products of rows of row-major weights, as wide as `inputs`, with
-/// `n_tokens` tokens; `sums` are `[row][token]`.
+/// Adds the products of rows of row-major weights, as wide as `inputs` and no
+/// integers, with `n_tokens` tokens; `sums` are `[row][token]`.
 pub(crate) fn accumulate_rows(
     isa: Isa,
     weight: WeightType,
@@ -235,6 +250,36 @@ pub(crate) fn accumulate_rows(
                     x86_64::product_avx2::accumulate_row(weight, weights, x, sums);
                 },
                 _ => all::product::accumulate_row(weight, weights, x, sums),
+            }
+        }
+    }
+}
+
+/// [`accumulate_rows`] of weights that are widened already.
+pub(crate) fn accumulate_floats(
+    isa: Isa,
+    weights: &[f32],
+    inputs: Inputs<'_>,
+    n_tokens: usize,
+    sums: &mut [[f32; LANES_PER_ROW]],
+) {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 {
+        // SAFETY: the instruction set is available.
+        return unsafe {
+            x86_64::product_avx512::accumulate_floats(weights, inputs, n_tokens, sums);
+        };
+    }
+    for (weights, sums) in weights.chunks_exact(inputs.n_cols).zip(sums.chunks_mut(n_tokens)) {
+        for (token, sums) in sums.iter_mut().enumerate() {
+            let x = inputs.token(token);
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the instruction set is available.
+                Isa::Avx2 => unsafe {
+                    x86_64::product_avx2::accumulate_floats(weights, x, sums);
+                },
+                _ => all::product::accumulate_floats(weights, x, sums),
             }
         }
     }
@@ -268,9 +313,10 @@ const fn rows_of_places(places: &[(u8, u8); BLOCK_ELEMS]) -> RowIndices {
 }
 
 /// Adds the products of a part of a row, which starts at accumulator `lane`.
+/// Integers have one scale.
 pub(crate) fn accumulate_run(
     isa: Isa,
-    weight: WeightType,
+    values: Values<'_>,
     planes: [&[u8]; 2],
     x: &[f32],
     lane: usize,
@@ -280,19 +326,19 @@ pub(crate) fn accumulate_run(
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the instruction set is available.
         Isa::Avx512 => unsafe {
-            x86_64::product_avx512::accumulate_run(weight, planes, x, lane, sums);
+            x86_64::product_avx512::accumulate_run(values, planes, x, lane, sums);
         },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the instruction set is available.
         Isa::Avx2 => unsafe {
-            x86_64::product_avx2::accumulate_run(weight, planes, x, lane, sums);
+            x86_64::product_avx2::accumulate_run(values, planes, x, lane, sums);
         },
-        _ => all::product::accumulate_run(weight, planes, x, lane, sums),
+        _ => all::product::accumulate_run(values, planes, x, lane, sums),
     }
 }
 
-/// Multiplies rows of row-major weights with one or more tokens: `x` is
-/// `tokens * cols`, `y` is `tokens * rows`.
+/// Multiplies rows of row-major weights, no integers, with one or more tokens:
+/// `x` is `tokens * cols`, `y` is `tokens * rows`.
 pub(crate) fn multiply_dense(
     isa: Isa,
     weight: WeightType,

@@ -66,7 +66,48 @@ pub enum CheckpointError {
         path: PathBuf,
     },
 
+    /// Quantising what is quantised already.
+    #[error("{}: config.json has a quantization_config already", path.display())]
+    AlreadyQuantised {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A matrix to be quantised has a scale beside it already.
+    #[error("{}: tensor `{tensor}` has the name that a scale needs", path.display())]
+    AlreadyScaled {
+        /// The directory.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// No linear layer is to be quantised.
+    #[error("{}: no linear layer is selected; embeddings and norms are never quantised", path.display())]
+    NothingToQuantise {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A weight that no integer with a scale can stand for.
+    #[error("{}: tensor `{tensor}`, row {row}, column {col}: weight is {found}, expected at most 65504", path.display())]
+    Unquantisable {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Row of the weight.
+        row: usize,
+        /// Its column.
+        col: usize,
+        /// The weight.
+        found: f32,
+    },
+
     // === The destination ====================================================
+    /// The destination holds something.
+    #[error("{}: exists already, expected a new or empty directory", path.display())]
+    DestinationNotEmpty {
+        /// The destination.
+        path: PathBuf,
+    },
     /// The destination is the source, or inside it, or holds it.
     #[error("{}: is the source or inside it, expected another place", path.display())]
     DestinationInSource {

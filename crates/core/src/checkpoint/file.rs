@@ -71,7 +71,7 @@ impl Partial {
         &self.file
     }
 
-    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), CheckpointError> {
+    pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), CheckpointError> {
         write_all_at(&self.file, bytes, offset).at(&self.path)
     }
 

@@ -14,6 +14,7 @@ mod inspect;
 mod manifest;
 mod open;
 mod pack;
+mod quantize;
 mod trailer;
 mod unpack;
 mod verify;
@@ -22,6 +23,9 @@ pub use error::CheckpointError;
 pub use inspect::{Inspection, TensorInspection, inspect};
 pub use open::{Checkpoint, Tensor, TensorInfo, TensorKind};
 pub use pack::{PackReport, pack};
+pub use quantize::{
+    QuantizeOptions, QuantizeReport, QuantizedTensor, SCALE_SUFFIX, is_default, quantize,
+};
 pub use trailer::TRAILER_NAME;
 pub use unpack::{UnpackReport, unpack};
 pub use verify::{Difference, VerifyReport, verify};

@@ -199,6 +199,12 @@ impl Checkpoint {
         &self.files[info.file]
     }
 
+    /// Whether there is a tensor of this name.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
     /// A tensor by name, `Ok(None)` if there is none.
     ///
     /// # Errors

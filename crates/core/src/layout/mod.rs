@@ -19,6 +19,7 @@ pub(crate) use part::Part;
 pub(crate) use rans::RansMatrix;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::dtype::Dtype;
 use crate::error::{DecodeError, EncodeError};
@@ -61,6 +62,18 @@ pub enum WeightType {
     F16,
     /// Single precision; always [`Layout::Dense`].
     F32,
+    /// A signed byte that stands for its product with the scale of its row,
+    /// rounded to half precision; see [`Matrix::with_scales`].
+    I8,
+}
+
+/// What elements stand for: their type and, if they are integers, the scales
+/// of the rows at hand.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Values<'a> {
+    pub(crate) weight: WeightType,
+    /// Empty unless elements are integers.
+    pub(crate) scales: &'a [f32],
 }
 
 impl WeightType {
@@ -71,6 +84,7 @@ impl WeightType {
             "BF16" => Some(Self::Bf16),
             "F16" => Some(Self::F16),
             "F32" => Some(Self::F32),
+            "I8" => Some(Self::I8),
             _ => None,
         }
     }
@@ -81,6 +95,7 @@ impl WeightType {
         match self {
             Self::Bf16 | Self::F16 => 2,
             Self::F32 => 4,
+            Self::I8 => 1,
         }
     }
 
@@ -91,6 +106,7 @@ impl WeightType {
             Self::Bf16 => Dtype::Bf16,
             Self::F16 => Dtype::F16,
             Self::F32 => Dtype::Opaque,
+            Self::I8 => Dtype::I8,
         }
     }
 }
@@ -109,9 +125,42 @@ pub struct Matrix {
     pub(crate) cols: usize,
     pub(crate) weight: WeightType,
     pub(crate) body: Body,
+    /// Of the rows, if elements are integers; else empty.
+    scales: Arc<[f32]>,
 }
 
 impl Matrix {
+    fn new([rows, cols]: [usize; 2], weight: WeightType, body: Body) -> Self {
+        let n_scales = if weight == WeightType::I8 { rows } else { 0 };
+        Self { rows, cols, weight, body, scales: vec![1.0; n_scales].into() }
+    }
+
+    /// Gives the rows of a matrix of integers their scales, which are 1 before:
+    /// an element `q` of row `r` then stands for the FP16 number nearest to
+    /// `q * scales[r]`, the product in f32, ties to even.
+    ///
+    /// # Panics
+    ///
+    /// If the elements are no integers, or there is not one scale for each row.
+    #[must_use]
+    pub fn with_scales(mut self, scales: Arc<[f32]>) -> Self {
+        assert_eq!(self.weight, WeightType::I8, "only integers have scales");
+        assert_eq!(scales.len(), self.rows, "a scale for each row");
+        self.scales = scales;
+        self
+    }
+
+    /// What the elements of some rows stand for.
+    pub(crate) fn values(&self, rows: Range<usize>) -> Values<'_> {
+        let scales = self.scales.get(rows).unwrap_or_default();
+        Values { weight: self.weight, scales }
+    }
+
+    /// Whether some integer would stand for more than FP16 can hold.
+    pub(crate) fn may_overflow(&self) -> bool {
+        self.scales.iter().any(|scale| scale.abs() * 128.0 > crate::quantize::MAX_F16)
+    }
+
     /// Loads a matrix from its record. Tiles are read and checked in parallel
     /// on the current rayon pool.
     ///
@@ -146,7 +195,7 @@ impl Matrix {
                 None => Body::Dense(DenseMatrix::from_record(record, source, isa)?),
             },
         };
-        Ok(Self { rows: shape[0], cols: shape[1], weight, body })
+        Ok(Self::new(shape, weight, body))
     }
 
     /// Loads a matrix from its original elements, row-major from byte `start`
@@ -166,7 +215,7 @@ impl Matrix {
     ) -> Result<Self, EncodeError> {
         if layout == Layout::Dense || weight == WeightType::F32 {
             let body = Body::Dense(DenseMatrix::read(source, start, shape, weight)?);
-            return Ok(Self { rows: shape[0], cols: shape[1], weight, body });
+            return Ok(Self::new(shape, weight, body));
         }
         let bytes = rans::encode_in_memory(source, start, shape, weight.dtype(), isa)?;
         let record = Record::read(&bytes, 0, bytes.len() as u64)?;
@@ -189,7 +238,7 @@ impl Matrix {
         let bytes = Part::new(buffer, range);
         assert_eq!(bytes.len(), n_elems * weight.elem_bytes(), "not the matrix's length");
         let body = Body::Dense(DenseMatrix { bytes });
-        Self { rows: shape[0], cols: shape[1], weight, body }
+        Self::new(shape, weight, body)
     }
 
     /// A matrix of the tiles of a record, end to end, as they lie at
@@ -222,19 +271,22 @@ impl Matrix {
             // Tiles of types unknown to the codec are the elements themselves.
             return Ok(Self::from_elements(rans.into_buffer(), range, shape, weight));
         }
-        Ok(Self { rows: shape[0], cols: shape[1], weight, body: Body::Rans(Box::new(rans)) })
+        Ok(Self::new(shape, weight, Body::Rans(Box::new(rans))))
     }
 
     /// Bytes of memory that a matrix takes which [`Matrix::from_record`] loads:
     /// exactly, but within a few per cent for [`Layout::Fixed`].
     #[must_use]
     pub fn expected_bytes(record: &Record, weight: WeightType, layout: Layout) -> usize {
-        match layout {
-            _ if weight == WeightType::F32 => record.header().content_bytes() as usize,
-            Layout::Dense => record.header().content_bytes() as usize,
-            Layout::Fixed => FixedMatrix::expected_bytes(record, weight),
-            Layout::Rans => RansMatrix::expected_bytes(record),
-        }
+        let (rows, _) = record.matrix_sides();
+        let scales = if weight == WeightType::I8 { rows * size_of::<f32>() } else { 0 };
+        scales
+            + match layout {
+                _ if weight == WeightType::F32 => record.header().content_bytes() as usize,
+                Layout::Dense => record.header().content_bytes() as usize,
+                Layout::Fixed => FixedMatrix::expected_bytes(record, weight),
+                Layout::Rans => RansMatrix::expected_bytes(record),
+            }
     }
 
     /// The memory of the weights, to be used again.
@@ -251,6 +303,8 @@ impl Matrix {
     /// them afterwards is not a number, or [`DecodeError::Tile`]. For tests of
     /// programs that use memory again.
     pub fn poison(&mut self) {
+        // No integer is not a number.
+        self.scales = vec![f32::NAN; self.scales.len()].into();
         match &mut self.body {
             Body::Dense(dense) => dense.bytes.fill(0xFF),
             Body::Fixed(fixed) => fixed.poison(),
@@ -286,14 +340,15 @@ impl Matrix {
         }
     }
 
-    /// Bytes of memory the weights take, tables included.
+    /// Bytes of memory the weights take, tables and scales included.
     #[must_use]
     pub fn resident_bytes(&self) -> usize {
-        match &self.body {
-            Body::Dense(dense) => dense.resident_bytes(),
-            Body::Fixed(fixed) => fixed.resident_bytes(),
-            Body::Rans(rans) => rans.resident_bytes(),
-        }
+        size_of_val(&*self.scales)
+            + match &self.body {
+                Body::Dense(dense) => dense.resident_bytes(),
+                Body::Fixed(fixed) => fixed.resident_bytes(),
+                Body::Rans(rans) => rans.resident_bytes(),
+            }
     }
 
     /// Bits of memory a weight takes, tables included.

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use transom::ReadAt;
 use transom::checkpoint::{Checkpoint, TensorInfo, TensorKind};
 use transom::layout::{Layout, Matrix, WeightType};
-use transom::{Isa, RecordPlace};
+use transom::quantize::round_to_f16;
+use transom::{DecodeError, Isa, RecordPlace};
 
 use super::reader::Reader;
 use crate::error::RuntimeError;
-use crate::weights::{check, missing, widen};
+use crate::weights::{check, missing, scales, widen};
 
 /// The decode tables of an element's two bytes, each as large as can be.
 const MAX_TABLES_BYTES: usize = 2 * (162 << 10);
@@ -23,6 +24,8 @@ pub(crate) struct Source {
     info: TensorInfo,
     shape: [usize; 2],
     weight: WeightType,
+    /// Of the rows, if elements are integers; else empty.
+    scales: Arc<[f32]>,
     /// `None` if the file holds the elements themselves.
     record: Option<RecordPlace>,
     reader: Arc<Reader>,
@@ -61,30 +64,42 @@ impl Source {
     ) -> Result<Self, RuntimeError> {
         let tensor = checkpoint.tensor(name)?.ok_or_else(|| missing(checkpoint, name))?;
         let weight = check(&tensor, name, &shape)?;
+        let scales = match weight {
+            WeightType::I8 => scales(checkpoint, name, shape[0], isa)?,
+            _ => Arc::default(),
+        };
         let record = match tensor.kind {
             TensorKind::Dense => None,
             TensorKind::Packed(record) => Some(record.place().clone()),
         };
         let reader = readers.of(checkpoint, tensor.info, direct)?;
         let (checkpoint, info) = (Arc::clone(checkpoint), tensor.info.clone());
-        Ok(Self { checkpoint, info, shape, weight, record, reader, isa })
+        Ok(Self { checkpoint, info, shape, weight, scales, record, reader, isa })
     }
 
     /// The matrix in a layout, to stay in memory.
     pub(crate) fn load(&self, layout: Layout) -> Result<Matrix, RuntimeError> {
         let file = self.checkpoint.file(&self.info);
         let (shape, weight, isa) = (self.shape, self.weight, self.isa);
-        match &self.record {
+        let matrix = match &self.record {
             None => Matrix::from_dense(file, self.info.start(), shape, weight, layout, isa)
                 .map_err(|error| self.failed(&error)),
             Some(place) => Matrix::from_record(&place.record(), file, shape, weight, layout, isa)
                 .map_err(|error| self.failed(&error)),
+        };
+        Ok(self.scaled(matrix?))
+    }
+
+    fn scaled(&self, matrix: Matrix) -> Matrix {
+        match self.weight {
+            WeightType::I8 => matrix.with_scales(Arc::clone(&self.scales)),
+            _ => matrix,
         }
     }
 
     /// Bytes it will take in a layout, about, or at most if it is encoded in memory.
     pub(crate) fn expected_bytes(&self, layout: Layout) -> usize {
-        let original_bytes = self.info.original_bytes as usize;
+        let original_bytes = self.info.original_bytes as usize + size_of_val(&*self.scales);
         match &self.record {
             None if layout == Layout::Rans => original_bytes + MAX_TABLES_BYTES,
             None => original_bytes,
@@ -95,7 +110,9 @@ impl Source {
     /// Bytes of memory it takes while it is in a buffer, tables included.
     pub(crate) fn buffer_bytes(&self) -> usize {
         let tables = self.record.as_ref().map_or(0, |_| {
-            self.expected_bytes(Layout::Rans) - self.stored_bytes() - self.kept_bytes()
+            let beside = self.stored_bytes() + self.kept_bytes();
+            // F32 is kept as it is, without tables or index.
+            self.expected_bytes(Layout::Rans).saturating_sub(beside)
         });
         Reader::buffer_bytes(self.stored_bytes()) + tables
     }
@@ -108,9 +125,11 @@ impl Source {
         }
     }
 
-    /// Bytes that stay in memory when the matrix does not: the index of tiles.
+    /// Bytes that stay in memory when the matrix does not: the index of tiles
+    /// and the scales.
     pub(crate) fn kept_bytes(&self) -> usize {
-        self.record.as_ref().map_or(0, |place| size_of_val(place.header().tiles()))
+        let index = self.record.as_ref().map_or(0, |place| size_of_val(place.header().tiles()));
+        index + size_of_val(&*self.scales)
     }
 
     /// Reads the matrix as it is in the file, into memory used before.
@@ -121,13 +140,14 @@ impl Source {
         };
         let range = (self.reader.read(start, self.stored_bytes(), &mut buffer))
             .map_err(|error| self.failed(&error))?;
-        match &self.record {
+        let matrix = match &self.record {
             None => Ok(Matrix::from_elements(buffer, range, self.shape, self.weight)),
             Some(place) => {
                 Matrix::from_tiles(place.record(), buffer, range, self.shape, self.weight)
                     .map_err(|error| self.failed(&error))
             }
-        }
+        };
+        Ok(self.scaled(matrix?))
     }
 
     /// Reads one row, widened to f32.
@@ -154,6 +174,12 @@ impl Source {
                 .map_err(|error| self.failed(&error))?,
         }
         out.copy_from_slice(&widen(&bytes, self.weight));
+        if let Some(&scale) = self.scales.get(row) {
+            out.iter_mut().for_each(|weight| *weight = round_to_f16(*weight * scale));
+            if let Some(col) = out.iter().position(|weight| weight.is_infinite()) {
+                return Err(self.failed(&DecodeError::Overflow { row, col }));
+            }
+        }
         Ok(())
     }
 

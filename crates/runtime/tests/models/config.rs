@@ -26,10 +26,13 @@ fn unsupported_fields_are_named() {
         (json!({ "model_type": "gemma3" }), "model_type"),
         (json!({ "architectures": ["LlamaForSequenceClassification"] }), "architectures"),
         (json!({ "hidden_act": "gelu" }), "hidden_act"),
-        (json!({ "quantization_config": { "quant_method": "gptq" } }), "quantization_config"),
+        (
+            json!({ "quantization_config": { "quant_method": "gptq" } }),
+            "quantization_config.quant_method",
+        ),
         (
             json!({ "quantization_config": { "quant_method": "transom", "inner": { "quant_method": "awq" } } }),
-            "quantization_config",
+            "quantization_config.inner.quant_method",
         ),
         (json!({ "partial_rotary_factor": 0.5 }), "partial_rotary_factor"),
         (

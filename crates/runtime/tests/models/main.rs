@@ -3,6 +3,7 @@
 mod bits;
 mod config;
 mod dtypes;
+mod int8;
 mod reference;
 mod store;
 mod stories;

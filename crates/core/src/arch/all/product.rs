@@ -1,7 +1,8 @@
 //! The arithmetic of [`crate::product`], element by element.
 
 use crate::arch::{LANES_PER_ROW, RowIndices, rows_of_places};
-use crate::layout::WeightType;
+use crate::layout::{Values, WeightType};
+use crate::quantize::dequantise;
 use crate::tile::{BLOCK, BLOCK_ELEMS, fragment_position};
 
 /// The value of a half-precision number.
@@ -23,9 +24,13 @@ fn from_f16(half: u16) -> f32 {
     }
 }
 
-/// Element `index` of planes, widened.
+/// Element `index` of planes, widened; integers have the scale `values` begin with.
 #[inline(always)]
-pub(crate) fn widen(weight: WeightType, planes: [&[u8]; 2], index: usize) -> f32 {
+pub(crate) fn widen(values: Values<'_>, planes: [&[u8]; 2], index: usize) -> f32 {
+    let weight = values.weight;
+    if weight == WeightType::I8 {
+        return dequantise(planes[0][index] as i8, values.scales[0]);
+    }
     let word = u16::from_be_bytes([planes[0][index], planes[1][index]]);
     if weight.is_half() {
         from_f16(word)
@@ -34,7 +39,7 @@ pub(crate) fn widen(weight: WeightType, planes: [&[u8]; 2], index: usize) -> f32
     }
 }
 
-/// Element `index` of row-major elements, widened.
+/// Element `index` of row-major elements that are no integers, widened.
 #[inline(always)]
 pub(crate) fn widen_dense(weight: WeightType, bytes: &[u8], index: usize) -> f32 {
     let word = |i: usize| u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]);
@@ -45,6 +50,15 @@ pub(crate) fn widen_dense(weight: WeightType, bytes: &[u8], index: usize) -> f32
             let bytes = &bytes[4 * index..4 * index + 4];
             f32::from_le_bytes(bytes.try_into().expect("four bytes"))
         }
+        WeightType::I8 => unreachable!("integers are dequantised first"),
+    }
+}
+
+/// What integers of one row stand for.
+#[inline(always)]
+pub(crate) fn dequantise_row(integers: &[u8], scale: f32, out: &mut [f32]) {
+    for (out, q) in out.iter_mut().zip(integers) {
+        *out = dequantise(*q as i8, scale);
     }
 }
 
@@ -52,16 +66,26 @@ pub(crate) fn widen_dense(weight: WeightType, bytes: &[u8], index: usize) -> f32
 /// order. `x` is as long as the strip is wide.
 #[inline(always)]
 pub(crate) fn accumulate_blocks(
-    weight: WeightType,
+    values: Values<'_>,
     planes: [&[u8]; 2],
     x: &[f32],
     sums: &mut [f32; BLOCK_ELEMS],
 ) {
     for (block, x) in x.chunks_exact(BLOCK).enumerate() {
-        let planes = planes.map(|p| &p[block * BLOCK_ELEMS..(block + 1) * BLOCK_ELEMS]);
+        let start = block * BLOCK_ELEMS;
+        if values.weight == WeightType::I8 {
+            let integers = &planes[0][start..start + BLOCK_ELEMS];
+            for (index, sum) in sums.iter_mut().enumerate() {
+                let (row, col) = fragment_position(index);
+                let weight = dequantise(integers[index] as i8, values.scales[row]);
+                *sum = weight.mul_add(x[col], *sum);
+            }
+            continue;
+        }
+        let planes = planes.map(|p| &p[start..start + BLOCK_ELEMS]);
         for (index, sum) in sums.iter_mut().enumerate() {
             let (_, col) = fragment_position(index);
-            *sum = widen(weight, planes, index).mul_add(x[col], *sum);
+            *sum = widen(values, planes, index).mul_add(x[col], *sum);
         }
     }
 }
@@ -81,7 +105,7 @@ pub(crate) static ROW_INDICES: RowIndices = {
 /// Adds the products of a part of a row, which starts at accumulator `lane`.
 #[inline(always)]
 pub(crate) fn accumulate_run(
-    weight: WeightType,
+    values: Values<'_>,
     planes: [&[u8]; 2],
     x: &[f32],
     lane: usize,
@@ -89,7 +113,7 @@ pub(crate) fn accumulate_run(
 ) {
     for (index, x) in x.iter().enumerate() {
         let sum = &mut sums[(lane + index) % LANES_PER_ROW];
-        *sum = widen(weight, planes, index).mul_add(*x, *sum);
+        *sum = widen(values, planes, index).mul_add(*x, *sum);
     }
 }
 
@@ -104,6 +128,17 @@ pub(crate) fn accumulate_row(
     for (c, x) in x.iter().enumerate() {
         let sum = &mut sums[c % LANES_PER_ROW];
         *sum = widen_dense(weight, weights, c).mul_add(*x, *sum);
+    }
+}
+
+/// Adds the products of a row of widened weights with a token.
+#[inline(always)]
+pub(crate) fn accumulate_floats(weights: &[f32], x: &[f32], sums: &mut [f32; LANES_PER_ROW]) {
+    let pairs = weights.chunks(LANES_PER_ROW).zip(x.chunks(LANES_PER_ROW));
+    for (weights, x) in pairs {
+        for ((sum, weight), x) in sums.iter_mut().zip(weights).zip(x) {
+            *sum = weight.mul_add(*x, *sum);
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use std::array::from_fn;
 
 use crate::arch::{Inputs, LANES_PER_ROW, RowIndices, rows_of_places};
-use crate::layout::{Band, CHUNK_ELEMS, Coding, GROUP, WeightType};
+use crate::layout::{Band, CHUNK_ELEMS, Coding, GROUP, Values, WeightType};
 use crate::tile::{BLOCK, BLOCK_ELEMS};
 
 // ---------------------------------------------------------------------------
@@ -34,6 +34,8 @@ trait Fields {
 struct Exponent3;
 struct Exponent4;
 struct Half3;
+/// A window of `1 << BITS` integers.
+struct Window<const BITS: u32>;
 
 impl Fields for Exponent3 {
     const CODING: Coding = Coding::Exponent3;
@@ -85,6 +87,41 @@ impl Fields for Half3 {
         let (low, top) = unsafe { (four_bits(from), two_bits(from.add(32))) };
         let low = _mm512_permutexvar_epi8(low, tables[0]);
         _mm512_or_si512(low, _mm512_permutexvar_epi8(top, tables[1]))
+    }
+}
+
+impl<const BITS: u32> Fields for Window<BITS> {
+    const CODING: Coding = match BITS {
+        4 => Coding::Window4,
+        5 => Coding::Window5,
+        6 => Coding::Window6,
+        _ => Coding::Window7,
+    };
+
+    /// The sum of the least integer and four bits, then that of two more.
+    fn tables(palette: &[u8; 16]) -> [[u8; GROUP]; 2] {
+        [from_fn(|i| palette[0].wrapping_add((i % 16) as u8)), from_fn(|i| ((i % 4) << 4) as u8)]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
+    unsafe fn unpack(from: *const u8, tables: [__m512i; 2]) -> __m512i {
+        // SAFETY: the caller's promise; a group has so many bytes.
+        let mut sum = _mm512_permutexvar_epi8(unsafe { four_bits(from) }, tables[0]);
+        let mut done = 32;
+        if BITS >= 6 {
+            // SAFETY: as above.
+            let two = _mm512_permutexvar_epi8(unsafe { two_bits(from.add(done)) }, tables[1]);
+            sum = _mm512_add_epi8(sum, two);
+            done += 16;
+        }
+        if BITS % 2 == 1 {
+            // SAFETY: as above.
+            let ones = unsafe { from.add(done).cast::<u64>().read_unaligned() };
+            let top = _mm512_set1_epi8(1 << (BITS - 1));
+            sum = _mm512_mask_add_epi8(sum, ones, sum, top);
+        }
+        sum
     }
 }
 
@@ -145,6 +182,18 @@ pub(crate) unsafe fn unpack_highs(
             unpack_groups::<Exponent4>(load_tables::<Exponent4>(palette), fields, high)
         }
         Coding::Half3 => unpack_groups::<Half3>(load_tables::<Half3>(palette), fields, high),
+        Coding::Window4 => {
+            unpack_groups::<Window<4>>(load_tables::<Window<4>>(palette), fields, high)
+        }
+        Coding::Window5 => {
+            unpack_groups::<Window<5>>(load_tables::<Window<5>>(palette), fields, high)
+        }
+        Coding::Window6 => {
+            unpack_groups::<Window<6>>(load_tables::<Window<6>>(palette), fields, high)
+        }
+        Coding::Window7 => {
+            unpack_groups::<Window<7>>(load_tables::<Window<7>>(palette), fields, high)
+        }
     }
 }
 
@@ -205,7 +254,12 @@ static F16_ROWS: RowIndices = rows_of_places(&block_places(true));
 
 /// See [`crate::arch::accumulator_indices`].
 pub(crate) fn row_indices(weight: WeightType) -> &'static RowIndices {
-    if weight.is_half() { &F16_ROWS } else { &BF16_ROWS }
+    match weight {
+        WeightType::F16 => &F16_ROWS,
+        // Bytes stay where they are.
+        WeightType::I8 => &crate::arch::all::product::ROW_INDICES,
+        _ => &BF16_ROWS,
+    }
 }
 
 /// Columns of the lanes of vector `v` of the left quarters; eight more in the
@@ -228,15 +282,19 @@ const fn column_indices(half: bool, v: usize) -> [i32; 16] {
 /// AVX-512 as in [`crate::Isa::Avx512`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
 pub(crate) unsafe fn accumulate_blocks(
-    weight: WeightType,
+    values: Values<'_>,
     planes: [&[u8]; 2],
     x: &[f32],
     sums: &mut [f32; BLOCK_ELEMS],
 ) {
-    if weight.is_half() {
-        blocks::<true>(planes, x, sums);
-    } else {
-        blocks::<false>(planes, x, sums);
+    match values.weight {
+        WeightType::I8 => {
+            let mut acc = load_sums(sums);
+            add_integers(planes[0], x, &scales_of_rows(values.scales), &mut acc, |_| ());
+            store_sums(acc, sums);
+        }
+        WeightType::F16 => blocks::<true>(planes, x, sums),
+        _ => blocks::<false>(planes, x, sums),
     }
 }
 
@@ -323,14 +381,107 @@ fn add_blocks<const HALF: bool>(
     }
 }
 
+/// The scale of each lane of 16 consecutive integers: those of four rows, for
+/// rows 0, 4, 8 and 12 on.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn scales_of_rows(scales: &[f32]) -> [__m512; 4] {
+    assert!(scales.len() >= BLOCK, "a scale for each row of the block");
+    let lane_rows = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    let mut out = [_mm512_setzero_ps(); 4];
+    for (i, out) in out.iter_mut().enumerate() {
+        // SAFETY: there are 16 scales.
+        let four = unsafe { _mm_loadu_ps(scales.as_ptr().add(4 * i)) };
+        *out = _mm512_permutexvar_ps(lane_rows, _mm512_broadcast_f32x4(four));
+    }
+    out
+}
+
+/// What 16 integers stand for; see [`crate::quantize`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn dequantise(integers: __m128i, scales: __m512) -> __m512 {
+    let product = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(integers)), scales);
+    const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    _mm512_cvtph_ps(_mm512_cvtps_ph::<NEAREST>(product))
+}
+
+/// Multiplies whole blocks of integers with one token. Accumulators are in the
+/// order of the elements.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
+fn add_integers(
+    integers: &[u8],
+    x: &[f32],
+    scales: &[__m512; 4],
+    acc: &mut Accumulators,
+    before_block: impl Fn(usize),
+) {
+    let n_blocks = x.len() / BLOCK;
+    assert!(integers.len() >= n_blocks * BLOCK_ELEMS, "integers end early");
+    // Element i of a quarter lies in column 2 * (i % 4) + i / 32, eight more
+    // in the right quarters.
+    let even = _mm512_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6, 0, 2, 4, 6, 0, 2, 4, 6);
+    for block in 0..n_blocks {
+        before_block(block);
+        // SAFETY: the block's 16 activations and 256 elements are there, see above.
+        unsafe {
+            let activations = _mm512_loadu_ps(x.as_ptr().add(block * BLOCK));
+            for side in 0..2 {
+                for odd in 0..2 {
+                    let first = _mm512_set1_epi32(8 * side as i32 + odd as i32);
+                    let columns = _mm512_add_epi32(even, first);
+                    let inputs = _mm512_permutexvar_ps(columns, activations);
+                    for rows in 0..4 {
+                        // Quarters: upper left, lower left, upper right, lower right.
+                        let vector = 8 * side + 4 * (rows / 2) + 2 * odd + rows % 2;
+                        let at = integers.as_ptr().add(block * BLOCK_ELEMS + 16 * vector);
+                        let weights = dequantise(_mm_loadu_si128(at.cast()), scales[rows]);
+                        acc[vector] = _mm512_fmadd_ps(weights, inputs, acc[vector]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// See [`crate::arch::dequantise_row`].
+///
+/// # Safety
+///
+/// AVX-512 as in [`crate::Isa::Avx512`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
+pub(crate) unsafe fn dequantise_row(integers: &[u8], scale: f32, out: &mut [f32]) {
+    let n = integers.len().min(out.len());
+    let scales = _mm512_set1_ps(scale);
+    for first in (0..n).step_by(LANES_PER_ROW) {
+        let mask = ((1u32 << (n - first).min(LANES_PER_ROW)) - 1) as __mmask16;
+        // SAFETY: the mask keeps within both slices.
+        unsafe {
+            let bytes = _mm_maskz_loadu_epi8(mask, integers.as_ptr().add(first).cast());
+            let out = out.as_mut_ptr().add(first);
+            _mm512_mask_storeu_ps(out, mask, dequantise(bytes, scales));
+        }
+    }
+}
+
 /// See [`crate::arch::accumulate_band`]; one token.
 ///
 /// # Safety
 ///
 /// AVX-512 as in [`crate::Isa::Avx512`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
-pub(crate) unsafe fn accumulate_band(band: Band<'_>, x: &[f32], sums: &mut [f32; BLOCK_ELEMS]) {
+pub(crate) unsafe fn accumulate_band(
+    values: Values<'_>,
+    band: Band<'_>,
+    x: &[f32],
+    sums: &mut [f32; BLOCK_ELEMS],
+) {
     match band.coding {
+        Coding::Window4 => band_integers::<Window<4>>(values, band, x, sums),
+        Coding::Window5 => band_integers::<Window<5>>(values, band, x, sums),
+        Coding::Window6 => band_integers::<Window<6>>(values, band, x, sums),
+        Coding::Window7 => band_integers::<Window<7>>(values, band, x, sums),
         Coding::Exponent3 => band_blocks::<Exponent3, false>(band, x, sums),
         Coding::Exponent4 => band_blocks::<Exponent4, false>(band, x, sums),
         Coding::Half3 => band_blocks::<Half3, true>(band, x, sums),
@@ -370,6 +521,36 @@ fn band_blocks<F: Fields, const HALF: bool>(
     store_sums(acc, sums);
 }
 
+/// [`band_blocks`] of integers.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
+fn band_integers<F: Fields>(
+    values: Values<'_>,
+    band: Band<'_>,
+    mut x: &[f32],
+    sums: &mut [f32; BLOCK_ELEMS],
+) {
+    let tables = load_tables::<F>(band.palette);
+    let scales = scales_of_rows(values.scales);
+    let mut acc = load_sums(sums);
+    let mut integers = [0; CHUNK_ELEMS];
+    let block_bytes = const { F::CODING.field_bytes(BLOCK_ELEMS) };
+    for chunk in band.chunks() {
+        unpack_groups::<F>(tables, chunk.fields, &mut integers);
+        chunk.patch(&mut integers);
+        let now;
+        (now, x) = x.split_at(chunk.n_elems / BLOCK);
+        let ahead = chunk.fields.as_ptr().wrapping_add(FETCH_AHEAD);
+        add_integers(&integers, now, &scales, &mut acc, |block| {
+            for line in 0..block_bytes.div_ceil(64) {
+                // Prefetching has no effect but on time, whatever the address.
+                let at = ahead.wrapping_add(block * block_bytes + 64 * line);
+                _mm_prefetch::<_MM_HINT_T1>(at.cast());
+            }
+        });
+    }
+    store_sums(acc, sums);
+}
+
 /// Widens 32 joined words in the order of [`bf16_place`] or [`f16_place`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi2")]
@@ -399,20 +580,23 @@ fn widen<const HALF: bool>(words: __m512i) -> [__m512; 2] {
 /// AVX-512 as in [`crate::Isa::Avx512`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
 pub(crate) unsafe fn accumulate_run(
-    weight: WeightType,
+    values: Values<'_>,
     planes: [&[u8]; 2],
     x: &[f32],
     lane: usize,
     sums: &mut [f32; LANES_PER_ROW],
 ) {
     let n = x.len();
-    assert!(planes.iter().all(|plane| plane.len() == n), "planes and activations differ");
+    let is_integer = values.weight == WeightType::I8;
+    let low_bytes = if is_integer { 0 } else { n };
+    let lens = planes.map(<[u8]>::len);
+    assert_eq!(lens, [n, low_bytes], "planes and activations differ");
     // Up to a column that is a multiple of 16.
     let head = n.min((LANES_PER_ROW - lane) % LANES_PER_ROW);
-    let split = |at: usize| planes.map(|plane| plane.split_at(at));
-    let [high, low] = split(head);
+    let [high, low] = planes.map(|plane| plane.split_at(head.min(plane.len())));
     let (x_head, x) = x.split_at(head);
-    crate::arch::all::product::accumulate_run(weight, [high.0, low.0], x_head, lane, sums);
+    crate::arch::all::product::accumulate_run(values, [high.0, low.0], x_head, lane, sums);
+    let scales = _mm512_set1_ps(values.scales.first().copied().unwrap_or(1.0));
     // SAFETY: 16 sums.
     let mut acc = unsafe { _mm512_loadu_ps(sums.as_ptr()) };
     for first in (0..x.len()).step_by(LANES_PER_ROW) {
@@ -421,11 +605,15 @@ pub(crate) unsafe fn accumulate_run(
         // SAFETY: the mask keeps the loads inside the slices.
         unsafe {
             let high = _mm_maskz_loadu_epi8(mask, high.1.as_ptr().add(first).cast());
-            let low = _mm_maskz_loadu_epi8(mask, low.1.as_ptr().add(first).cast());
             let x = _mm512_maskz_loadu_ps(mask, x.as_ptr().add(first));
+            if is_integer {
+                acc = _mm512_mask3_fmadd_ps(dequantise(high, scales), x, acc, mask);
+                continue;
+            }
+            let low = _mm_maskz_loadu_epi8(mask, low.1.as_ptr().add(first).cast());
             let word = _mm256_slli_epi16::<8>(_mm256_cvtepu8_epi16(high));
             let word = _mm256_or_si256(word, _mm256_cvtepu8_epi16(low));
-            let w = if weight.is_half() {
+            let w = if values.weight.is_half() {
                 _mm512_cvtph_ps(word)
             } else {
                 let word = _mm256_shrdi_epi16::<1>(word, word);
@@ -527,6 +715,7 @@ pub(crate) unsafe fn multiply_dense(
             WeightType::Bf16 => multiply_rows::<Bf16>(elems, x, cols, y),
             WeightType::F16 => multiply_rows::<F16>(elems, x, cols, y),
             WeightType::F32 => multiply_rows::<F32>(elems, x, cols, y),
+            WeightType::I8 => unreachable!("integers are dequantised first"),
         }
     }
 }
@@ -614,8 +803,28 @@ pub(crate) unsafe fn accumulate_rows(
             WeightType::Bf16 => add_rows::<Bf16>(elems, inputs, n_tokens, sums),
             WeightType::F16 => add_rows::<F16>(elems, inputs, n_tokens, sums),
             WeightType::F32 => add_rows::<F32>(elems, inputs, n_tokens, sums),
+            WeightType::I8 => unreachable!("integers are dequantised first"),
         }
     }
+}
+
+/// See [`crate::arch::accumulate_floats`].
+///
+/// # Safety
+///
+/// AVX-512 as in [`crate::Isa::Avx512`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
+pub(crate) unsafe fn accumulate_floats(
+    weights: &[f32],
+    inputs: Inputs<'_>,
+    n_tokens: usize,
+    sums: &mut [[f32; LANES_PER_ROW]],
+) {
+    // SAFETY: floats are bytes, four times as many; x86-64 is little endian.
+    let bytes =
+        unsafe { std::slice::from_raw_parts(weights.as_ptr().cast::<u8>(), size_of_val(weights)) };
+    // SAFETY: the caller's promise.
+    unsafe { accumulate_rows(WeightType::F32, bytes, inputs, n_tokens, sums) };
 }
 
 /// # Safety

@@ -29,8 +29,9 @@ struct Escape {
 pub(crate) struct Chunk<'a> {
     /// Fields, whole groups.
     pub(crate) fields: &'a [u8],
-    /// Low bytes, as many as there are elements.
+    /// Low bytes, as many as there are elements; none of integers.
     pub(crate) low: &'a [u8],
+    pub(crate) n_elems: usize,
     escapes: &'a [Escape],
 }
 
@@ -65,9 +66,9 @@ impl<'a> Band<'a> {
             let n = CHUNK_ELEMS.min(self.n_elems - index * CHUNK_ELEMS);
             let (fields, low, patches);
             (fields, codes) = codes.split_at(self.coding.field_bytes(n));
-            (low, codes) = codes.split_at(n);
+            (low, codes) = codes.split_at(self.coding.low_bytes(n));
             (patches, escapes) = escapes.split_at(usize::from(count));
-            Chunk { fields, low, escapes: patches }
+            Chunk { fields, low, n_elems: n, escapes: patches }
         })
     }
 
@@ -77,7 +78,7 @@ impl<'a> Band<'a> {
         for chunk in self.chunks() {
             crate::arch::unpack_highs(isa, self.coding, self.palette, chunk.fields, &mut high);
             chunk.patch(&mut high);
-            sink([&high[..chunk.low.len()], chunk.low]);
+            sink([&high[..chunk.n_elems], chunk.low]);
         }
     }
 }
@@ -123,7 +124,7 @@ impl Bands {
     /// Bytes that consecutive elements of a band take from its start on, or
     /// from the start of a chunk.
     const fn code_bytes(&self, n: usize) -> usize {
-        self.coding.field_bytes(n) + n
+        self.coding.field_bytes(n) + self.coding.low_bytes(n)
     }
 
     /// Bytes of all bands. Only the last element of all may not fill its group.
@@ -320,11 +321,13 @@ impl Encoder {
         let first_code =
             (band - first_band) * bands.code_bytes(bands.band_elems) + bands.code_bytes(start);
         let mut codes = &mut codes[first_code..];
-        let chunks = planes[0].chunks(CHUNK_ELEMS).zip(planes[1].chunks(CHUNK_ELEMS));
-        for (index, (high, low)) in chunks.enumerate() {
+        let mut low = planes[1];
+        for (index, high) in planes[0].chunks(CHUNK_ELEMS).enumerate() {
             let (fields, rest) = codes.split_at_mut(bands.coding.field_bytes(high.len()));
-            let (target, rest) = rest.split_at_mut(low.len());
-            target.copy_from_slice(low);
+            let (target, rest) = rest.split_at_mut(bands.coding.low_bytes(high.len()));
+            let now;
+            (now, low) = low.split_at(target.len());
+            target.copy_from_slice(now);
             bands.coding.encode(&self.codes, high, fields, |position, high| {
                 escapes.push((chunk + index, Escape { position: position as u16, high }));
             });
@@ -360,6 +363,12 @@ mod tests {
         (Dtype::Bf16, Coding::Exponent4),
         (Dtype::F16, Coding::Half3),
     ];
+    const WINDOWS: [(Coding, i32); 4] = [
+        (Coding::Window4, 16),
+        (Coding::Window5, 32),
+        (Coding::Window6, 64),
+        (Coding::Window7, 128),
+    ];
 
     /// The elements back from a matrix, row-major.
     fn to_bytes(fixed: &FixedMatrix, dtype: Dtype, isa: Isa) -> Vec<u8> {
@@ -381,9 +390,13 @@ mod tests {
     /// Encodes with `coding` forced and decodes on every instruction set;
     /// returns the number of escapes.
     fn round_trip(dtype: Dtype, coding: Coding, shape: [usize; 2], words: &[u16]) -> usize {
-        let isa = Isa::best();
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        let packed = encode_record(isa, dtype, &shape, &bytes).unwrap();
+        round_trip_bytes(dtype, coding, shape, &bytes)
+    }
+
+    fn round_trip_bytes(dtype: Dtype, coding: Coding, shape: [usize; 2], bytes: &[u8]) -> usize {
+        let isa = Isa::best();
+        let packed = encode_record(isa, dtype, &shape, bytes).unwrap();
         let record = Record::read(&packed, 0, packed.len() as u64).unwrap();
         let counts = count_high_bytes(&record, &packed, isa).unwrap();
         let fixed = FixedMatrix::with_coding(&record, &packed, coding, &counts, isa).unwrap();
@@ -434,6 +447,30 @@ mod tests {
                 })
                 .collect();
             assert!(round_trip(dtype, coding, [512, 512], &words) >= 16 * 512);
+        }
+    }
+
+    #[test]
+    fn integers_survive_every_window_wherever_it_lies() {
+        for (coding, n_codes) in WINDOWS {
+            let all: Vec<u8> = (0..=u16::MAX).map(|i| i.wrapping_mul(40_503) as u8).collect();
+            let escapes = (65_536 - 256 * n_codes) as usize;
+            assert_eq!(round_trip_bytes(Dtype::I8, coding, [256, 256], &all), escapes);
+            assert_eq!(round_trip_bytes(Dtype::I8, coding, [1, 65_536], &all), escapes);
+            round_trip_bytes(Dtype::I8, coding, [255, 255], &all[..255 * 255]);
+            for middle in [-128, -100, 0, 40, 127] {
+                // Nearly all in one window, a few anywhere.
+                let first = (middle - n_codes / 2).clamp(-128, 128 - n_codes);
+                let bytes: Vec<u8> = (0..144 * 528)
+                    .map(|i: i32| match i % 97 {
+                        0 => (i / 97) as u8,
+                        _ => (first + i.wrapping_mul(48_271).rem_euclid(1009) % n_codes) as u8,
+                    })
+                    .collect();
+                let escapes = round_trip_bytes(Dtype::I8, coding, [144, 528], &bytes);
+                assert!(escapes <= bytes.len() / 97 + 1, "{coding:?} {middle}: {escapes}");
+            }
+            assert_eq!(round_trip_bytes(Dtype::I8, coding, [48, 32], &[0x80; 48 * 32]), 0);
         }
     }
 

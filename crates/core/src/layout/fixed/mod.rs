@@ -2,7 +2,8 @@
 //!
 //! Of each element a few bits say which of the most frequent exponents it has;
 //! the rest of the element is stored as it is, and the elements with a rarer
-//! exponent are listed.
+//! exponent are listed. Of an integer the bits say where in a window of
+//! consecutive values it lies, and those outside are listed.
 //!
 //! ```text
 //! BF16, 3 bits   per 64 elements: 16 bytes of 2-bit fields, 8 bytes of 1-bit fields
@@ -10,6 +11,11 @@
 //! FP16, 3 bits   per 64 elements: 32 bytes of 4-bit fields, 16 bytes of 2-bit fields
 //!                (code, then the two mantissa bits of the high byte, then the sign)
 //! and a low byte per element
+//!
+//! INT8, 4 bits   per 64 elements: 32 bytes of 4-bit fields
+//! INT8, 5 bits   the same, 8 bytes of 1-bit fields
+//! INT8, 6 bits   32 bytes of 4-bit fields, 16 bytes of 2-bit fields
+//! INT8, 7 bits   the same, 8 bytes of 1-bit fields
 //! ```
 //!
 //! Elements are cut into bands, which products read from end to end: 16 rows,
