@@ -116,11 +116,11 @@ def _parse_body(name, body):
             kernel.labels[label[1]] = len(kernel.code)
             statement = label[2]
         if statement and not statement.startswith("."):
-            kernel.code.append(_parse_instruction(statement))
+            kernel.code.append(parse_instruction(statement))
     return kernel
 
 
-def _parse_instruction(text):
+def parse_instruction(text):
     guard = re.match(r"@(!?)(%\w+)\s+(.*)", text)
     rest = guard[3] if guard else text
     opcode, operands = (re.split(r"\s+", rest, maxsplit=1) + [""])[:2]
