@@ -10,6 +10,7 @@ mod fuzz;
 mod golden;
 mod gpu_bundle;
 mod hygiene;
+mod interpreter;
 mod kernels;
 mod licences;
 #[path = "../../crates/cuda/build/nvcc.rs"]
@@ -32,6 +33,7 @@ usage: cargo xtask <verb>
                     (needs Python 3 with pip, and PyPI)
   kernels [--all]   compile the GPU kernels and check their machine code: those for
                     sm_90a and one for each other architecture, or all for all
+  interpreter       run the GPU kernels in an interpreter, without a GPU
   gpu-bundle        make the folder target/gpu-bundle, to be carried to a machine with
                     a GPU and no Rust; its run.sh runs tests and benchmarks";
 
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
             ["cuda-toolkit"] => cuda_toolkit::run(),
             ["kernels"] => kernels::run(kernels::Scope::Ordinary),
             ["kernels", "--all"] => kernels::run(kernels::Scope::All),
+            ["interpreter"] => interpreter::run().map(|_| ()),
             ["gpu-bundle"] => gpu_bundle::run(),
             _ => Err(USAGE.to_owned()),
         });

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::command::{Count, Line};
-use crate::{Failure, hygiene, kernels, licences};
+use crate::{Failure, hygiene, interpreter, kernels, licences};
 
 /// Does its work and says how many tests it ran.
 type Step = fn() -> Result<Count, Failure>;
@@ -17,6 +17,7 @@ const STEPS: &[(&str, Step)] = &[
     ("lints", lints),
     ("documentation", documentation),
     ("library, with debug assertions and overflow checks", library),
+    ("GPU kernels, interpreted", interpreter::run),
     ("everything, optimised", everything),
 ];
 

@@ -48,6 +48,15 @@ pub fn generate(architectures: &[&str]) -> Vec<String> {
     options
 }
 
+/// Compiles one source into PTX for one architecture.
+#[allow(dead_code, reason = "only for the interpreter of cargo xtask test")]
+pub fn translate(nvcc: &Path, source: &Path, arch: &str, ptx: &Path) -> Result<(), String> {
+    let mut command = Command::new(nvcc);
+    let flags = FLAGS.into_iter().filter(|flag| !matches!(*flag, "-fatbin" | "-lineinfo"));
+    command.args(flags).arg(format!("-arch=compute_{arch}")).arg("-ptx");
+    run(command.arg("-o").arg(ptx).arg(source), source)
+}
+
 /// Compiles one source into a fatbin, with `n_threads` architectures at a time.
 pub fn compile(
     nvcc: &Path,
@@ -59,8 +68,12 @@ pub fn compile(
     let mut command = Command::new(nvcc);
     command.args(FLAGS).args(generate(architectures));
     command.arg(format!("-t{n_threads}")).arg("-o").arg(fatbin).arg(source);
+    run(&mut command, source)
+}
+
+fn run(command: &mut Command, source: &Path) -> Result<(), String> {
     let typed = format!("{command:?}").replace('"', "");
-    let output = command.output().map_err(|error| format!("{}: {error}", nvcc.display()))?;
+    let output = command.output().map_err(|error| format!("{typed}: {error}"))?;
     if output.status.success() {
         return Ok(());
     }

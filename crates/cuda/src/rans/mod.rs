@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use transom::model::FreqTable;
 use transom::tile::Order;
-use transom::{DecodeError, Dtype, ReadAt, Record};
+use transom::{DecodeError, Dtype, ReadAt, Record, RecordHeader};
 
 use crate::buffer::DeviceBuffer;
 use crate::device::Device;
@@ -73,6 +73,16 @@ enum Lookup {
     TwoPlanes,
 }
 
+impl Lookup {
+    const fn suffix(self) -> &'static str {
+        match self {
+            Self::Slots => "",
+            Self::General => "_general",
+            Self::TwoPlanes => "_two_planes",
+        }
+    }
+}
+
 /// A kernel for each [`Lookup`]; none for two planes if its elements have one byte.
 #[derive(Debug)]
 struct Kernels {
@@ -83,15 +93,15 @@ struct Kernels {
 
 impl Kernels {
     fn new(device: &Device, name: &str, two_planes: bool, max_shared: u32) -> Result<Self> {
-        let function = |suffix: &str| -> Result<Function> {
-            let function = device.function(&format!("{name}{suffix}"))?;
+        let function = |lookup: Lookup| -> Result<Function> {
+            let function = device.function(&format!("{name}{}", lookup.suffix()))?;
             function.allow_shared(max_shared)?;
             Ok(function)
         };
         Ok(Self {
-            slots: function("")?,
-            general: function("_general")?,
-            two_planes: two_planes.then(|| function("_two_planes")).transpose()?,
+            slots: function(Lookup::Slots)?,
+            general: function(Lookup::General)?,
+            two_planes: two_planes.then(|| function(Lookup::TwoPlanes)).transpose()?,
         })
     }
 
@@ -205,6 +215,59 @@ impl RansMatrix {
     }
 }
 
+/// The table that symbols are looked up in, as the kernels have it.
+#[derive(Debug)]
+pub struct RansTable {
+    words: Vec<u32>,
+    /// Of plane 0, and 16 times those of plane 1 if it is coded.
+    prob_bits: u32,
+    lookup: Lookup,
+}
+
+impl RansTable {
+    /// The table for a record; those of two coded planes one after the other.
+    ///
+    /// # Errors
+    ///
+    /// [`RansError::Unsupported`] if plane 0 is not coded.
+    pub fn new(header: &RecordHeader) -> Result<Self> {
+        let Some(freqs) = header.table(0) else {
+            return Err(RansError::Unsupported("a tensor that is not coded"));
+        };
+        let ranked = |freqs: &FreqTable| -> Vec<(u8, u32)> {
+            let with_freq = |symbol| (symbol, freqs.freqs()[usize::from(symbol)].into());
+            freqs.ranked().into_iter().map(with_freq).collect()
+        };
+        let prob_bits = freqs.prob_bits();
+        let Some(low) = header.table(1) else {
+            let (words, lookup) = make_table(prob_bits, &ranked(freqs), flip(header.dtype()));
+            return Ok(Self { words, prob_bits, lookup });
+        };
+        let mut words = general_table(prob_bits, &ranked(freqs));
+        words.extend(general_table(low.prob_bits(), &ranked(low)));
+        let prob_bits = prob_bits | low.prob_bits() << 4;
+        Ok(Self { words, prob_bits, lookup: Lookup::TwoPlanes })
+    }
+
+    /// The table in device memory.
+    #[must_use]
+    pub fn words(&self) -> &[u32] {
+        &self.words
+    }
+
+    /// The parameter `prob_bits` of the kernels.
+    #[must_use]
+    pub const fn prob_bits(&self) -> u32 {
+        self.prob_bits
+    }
+
+    /// How the names of the kernels end that read such a table.
+    #[must_use]
+    pub const fn kernel_suffix(&self) -> &'static str {
+        self.lookup.suffix()
+    }
+}
+
 /// INT8 symbols have their top bit flipped, so that they ascend with the value.
 fn flip(dtype: Dtype) -> u8 {
     if dtype == Dtype::I8 { 0x80 } else { 0 }
@@ -298,26 +361,11 @@ impl Rans {
         if tiling.order() != Order::Fragment {
             return Err(RansError::Unsupported("a tensor in linear order"));
         }
-        let Some(freqs) = header.table(0) else {
-            return Err(RansError::Unsupported("a tensor that is not coded"));
-        };
         let (rows, cols) = record.matrix_sides();
         if rows.max(cols) > 1 << 24 || rows * cols > 1 << 32 {
             return Err(RansError::Unsupported("a matrix of more than 2^32 elements"));
         }
-        let ranked = |freqs: &FreqTable| -> Vec<(u8, u32)> {
-            let with_freq = |symbol| (symbol, freqs.freqs()[usize::from(symbol)].into());
-            freqs.ranked().into_iter().map(with_freq).collect()
-        };
-        let mut prob_bits = freqs.prob_bits();
-        let (table, lookup) = if let Some(low) = header.table(1) {
-            let mut table = general_table(prob_bits, &ranked(freqs));
-            table.extend(general_table(low.prob_bits(), &ranked(low)));
-            prob_bits |= low.prob_bits() << 4;
-            (table, Lookup::TwoPlanes)
-        } else {
-            make_table(prob_bits, &ranked(freqs), flip(dtype))
-        };
+        let RansTable { words: table, prob_bits, lookup } = RansTable::new(header)?;
         let n_planes = 1 + u32::from(lookup == Lookup::TwoPlanes);
 
         let (mut tiles, mut buffer) = (Vec::new(), Vec::new());

@@ -1,0 +1,168 @@
+"""Cases of dense and fixed-rate products: `kernels/product*.cu`."""
+
+import struct
+
+import numpy as np
+
+from harness import dequantise, expect_equal, narrow, product, slices
+from matrix_units import widen
+
+FORMATS = [
+    "dense_bf16",
+    "dense_f16",
+    "dense_int8",
+    "bf16x3",
+    "bf16x4",
+    "f16x3",
+    "int8x4",
+    "int8x5",
+    "int8x6",
+    "int8x7",
+]
+
+
+def dtype(matrix_format):
+    """Of activations and results."""
+    return "bf16" if "bf16" in matrix_format else "f16"
+
+
+def elements(matrix):
+    is_int8 = "int8" in matrix.format
+    kind = np.int8 if is_int8 else np.uint16
+    return matrix.elements.view(kind).reshape(matrix.rows, matrix.cols)
+
+
+def random_scales(rng, n):
+    """Over many powers of two, up to far beyond 2^-5."""
+    return (0.001 * np.exp(2.5 * rng.standard_normal(n))).astype(np.float32)
+
+
+def row_scale(scale):
+    """`RowScale` of params.h."""
+    factor = 1.0
+    while abs(scale) / factor >= 1 / 32:
+        factor *= 2
+    return np.float32(float(scale) / factor * 2.0**133), np.float32(factor)
+
+
+def sum_slots(n_slices, parts):
+    own = n_slices // parts
+    return n_slices - own + (own > 0)
+
+
+def run_product(run, segments, tokens, variant, shape=None, n_blocks=None):
+    """One product of the segments' rows, compared with the reference.
+
+    `variant`: the end of the kernel's name. `shape`, for m32 and m64: strips,
+    log_parts, clusters. `n_blocks`: fewer blocks than there is work for.
+    """
+    memory, rng, first = run.memory, run.rng, segments[0]
+    matrix_format, cols = first.format, first.cols
+    kind, is_int8 = dtype(matrix_format), "int8" in matrix_format
+    rows = sum(segment.rows for segment in segments)
+    n_slices, _ = slices(cols)
+
+    packed, weights, end = b"", [], 0
+    for i, segment in enumerate(segments):
+        end += (segment.rows + 15) // 16
+        values, scales, n_scales = elements(segment), 0, 0
+        if is_int8:
+            # The second segment has one scale for all its rows.
+            n_scales = 1 if i == 1 else segment.rows
+            chosen = random_scales(rng, n_scales)
+            scales = memory.upload(np.array([row_scale(s) for s in chosen]))
+            weights.append(dequantise(values, chosen))
+        else:
+            weights.append(widen(values, kind))
+        overflow = segment.overflow if len(segment.overflow) else np.zeros(4, np.uint8)
+        packed += struct.pack(
+            "<3Q2I",
+            memory.upload(overflow),
+            memory.upload(segment.symbols),
+            scales,
+            end,
+            n_scales > 1,
+        )
+    chunks = memory.upload(np.concatenate([segment.chunks for segment in segments]))
+    x = narrow(rng.standard_normal((tokens, cols)), kind)
+    bias = narrow(rng.standard_normal(rows), kind)
+    y = memory.reserve(2 * tokens * rows)
+
+    has_cores = variant in ("m32", "m64")
+    n_units = (tokens + 7) // 8 * 4 * ((cols + 127) // 128)
+    activations = memory.reserve(n_units * 512)
+    run.launch(
+        "activation_fragments",
+        ((n_units * 32 + 255) // 256, 1),
+        256,
+        0,
+        struct.pack("<2Q4I", memory.upload(x), activations, cols, tokens, has_cores, 0),
+    )
+
+    # As src/product/shape.rs.
+    def warp_bytes(n_warps):
+        ring = (2 * first.chunk_bytes + 127) // 128 * 128
+        plane = 0 if matrix_format.startswith("dense") else 2048
+        return n_warps * (ring + plane + 16) + 128
+
+    groups = {"m8": 1, "m8_wide": 1, "m16": 2, "m32": 4, "m64": 8}[variant]
+    workspace = strips = log_parts = 0
+    cluster, n_warps = 1, 8
+    if has_cores:
+        strips, log_parts, clusters = shape
+        cluster = 1 << log_parts
+        n_warps = min(16, (strips + 3) // 4 * 4)
+        n_shared = warp_bytes(n_warps) + 3 * (groups * 2048 + 16)
+        grid = (clusters, cluster)
+        if cluster > 1:
+            slots = sum_slots(n_slices, cluster)
+            workspace = memory.reserve(clusters * 2 * strips * slots * groups * 512)
+    else:
+        together = 2 if variant == "m8_wide" else 1
+        slots = sum_slots(n_slices, 8 // together)
+        n_shared = warp_bytes(8) + 2 * together * slots * 512 * groups
+        grid = (n_blocks or (end + together - 1) // together, 1)
+    params = packed.ljust(96, b"\0") + struct.pack(
+        "<5Q8I",
+        *(chunks, activations, y, memory.upload(bias), workspace),
+        *(rows, cols, tokens, len(segments), first.chunk_bytes, strips, log_parts, 0),
+    )
+    name = f"product_{matrix_format}_{variant}"
+    run.launch(name, grid, 32 * n_warps, n_shared, params, cluster)
+
+    found = run.read_written(y, (tokens, rows), np.uint16)
+    expected = product(np.concatenate(weights), widen(x, kind), widen(bias, kind))
+    expect_equal(found, narrow(expected, kind), name, kind)
+
+
+def cases(harness):
+    """(name, function of a random generator)."""
+
+    def case(matrix_names, *arguments, **options):
+        def execute(rng):
+            segments = [harness.matrix(name) for name in matrix_names]
+            run_product(harness.run(rng), segments, *arguments, **options)
+
+        details = [f"{tokens_and_variant}" for tokens_and_variant in arguments]
+        details += [f"{key} {value}" for key, value in options.items()]
+        return ", ".join([" + ".join(matrix_names), *details]), execute
+
+    for number, name in enumerate(FORMATS):
+        for i, spread in enumerate((0, 3, 40, 100)):
+            odd = [f"fixed-{name}-47x391-{spread}"]
+            yield case(odd, *[(1, "m8"), (7, "m8_wide"), (13, "m16"), (8, "m8")][i], n_blocks=1)
+            shape = [(3, 0, 1), (2, 1, 1), (1, 0, 1), (1, 1, 2)][i]
+            yield case(odd, *[(19, "m32"), (32, "m32"), (33, "m64"), (64, "m64")][i], shape=shape)
+        one = [f"fixed-{name}-1x1-100"]
+        yield case(one, 2, "m16")
+        # Three segments; several rounds of one or two clusters.
+        merged = [f"fixed-{name}-{rows}x1536-{s}" for rows, s in ((48, 3), (32, 40), (16, 0))]
+        variant, tokens = [("m8", 8), ("m16", 16), ("m8_wide", 5)][number % 3]
+        yield case(merged, tokens, variant, n_blocks=2)
+        variant, tokens = [("m32", 20), ("m64", 50)][number % 2]
+        yield case(merged, tokens, variant, shape=(1, number % 3, 2))
+        # 16 slices, clusters of 1, 2, 4 and 8 blocks.
+        large = [f"fixed-{name}-64x4096-3"]
+        if number % 5 == 3:
+            yield case(large, 8, "m8")
+        yield case(large, 17, "m32", shape=(4, number % 4, 1))
