@@ -208,7 +208,7 @@ fn invalid() -> Vec<Case> {
 }
 
 /// Variants without a file, and why.
-const WITHOUT_FILE: [(&str, &str); 7] = [
+const WITHOUT_FILE: [(&str, &str); 8] = [
     (
         "Tile-TailPadding",
         "a tile so short that its tail has padding is never shorter than its elements, so it is raw",
@@ -219,6 +219,7 @@ const WITHOUT_FILE: [(&str, &str); 7] = [
     ("InTensor", "adds the name of a tensor to another error"),
     ("Table", "the errors inside it have files"),
     ("Tile", "the errors inside it have files"),
+    ("Overflow", "an error of the scales, which are another tensor"),
 ];
 
 /// Attempts to break the reader: name, what it is, bytes; and the outcome.
