@@ -41,7 +41,8 @@ pub fn run() -> Result<Count, Failure> {
     let fresh = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     let (fixed, fresh) = (SEED.to_string(), fresh.to_string());
     let words = ["python3", PROGRAM, PTX, MATRICES, "--seed", &fixed, "--seed", &fresh];
-    let env = [("PYTHONPATH", PACKAGES), ("PYTHONDONTWRITEBYTECODE", "1")];
+    let env =
+        [("PYTHONPATH", PACKAGES), ("PYTHONDONTWRITEBYTECODE", "1"), ("OPENBLAS_NUM_THREADS", "1")];
     Line { env: &env, words: &words }.count_tests()
 }
 

@@ -38,8 +38,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (dtype, kind, rows, cols) in [
         (Dtype::Bf16, Kind::Usual, 16, 16),
         (Dtype::Bf16, Kind::Usual, 48, 528),
-        (Dtype::Bf16, Kind::Usual, 32, 4400),
-        (Dtype::Bf16, Kind::Places, 144, 1040),
+        (Dtype::Bf16, Kind::Usual, 16, 4400),
+        (Dtype::Bf16, Kind::Places, 144, 528),
         (Dtype::Bf16, Kind::Constant, 32, 272),
         (Dtype::F16, Kind::Usual, 48, 528),
         (Dtype::F16, Kind::Constant, 32, 272),

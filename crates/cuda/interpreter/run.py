@@ -61,6 +61,7 @@ def main():
     parser.add_argument("matrices", type=Path)
     parser.add_argument("--seed", type=int, action="append")
     parser.add_argument("--only", default="", help="cases whose names contain this")
+    parser.add_argument("--verbose", action="store_true", help="the time of each case")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     seeds = options.seed or [1]
@@ -76,6 +77,8 @@ def main():
         for name, seed, failure, kernels, seconds in pool.imap_unordered(run_case, jobs):
             launched |= kernels
             times.append((seconds, name))
+            if options.verbose:
+                print(f"{seconds:6.1f} s {name}", flush=True)
             if failure:
                 failures += 1
                 print(f"FAILED: {name}\n    {failure}", flush=True)
