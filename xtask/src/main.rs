@@ -33,7 +33,8 @@ usage: cargo xtask <verb>
                     (needs Python 3 with pip, and PyPI)
   kernels [--all]   compile the GPU kernels and check their machine code: those for
                     sm_90a and one for each other architecture, or all for all
-  interpreter       run the GPU kernels in an interpreter, without a GPU
+  interpreter [seed]
+                    run the GPU kernels in an interpreter, without a GPU
   gpu-bundle        make the folder target/gpu-bundle, to be carried to a machine with
                     a GPU and no Rust; its run.sh runs tests and benchmarks";
 
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
             ["kernels"] => kernels::run(kernels::Scope::Ordinary),
             ["kernels", "--all"] => kernels::run(kernels::Scope::All),
             ["interpreter"] => interpreter::run().map(|_| ()),
+            ["interpreter", seed] => interpreter::run_with(seed).map(|_| ()),
             ["gpu-bundle"] => gpu_bundle::run(),
             _ => Err(USAGE.to_owned()),
         });

@@ -133,6 +133,10 @@ class RaceCheck:
         record[index, 2] = warp.block.n_syncs
 
 
+# Chances that a warp that could go on does.
+PACES = (1.0, 1.0, 0.3, 0.05)
+
+
 class Machine:
     """A GPU with its memory, executing one cluster of blocks after another."""
 
@@ -161,11 +165,19 @@ class Machine:
             races = RaceCheck(len(block.shared)) if self.check_races else None
             n_warps = block.n_threads // WARP
             warps += [Warp(self, kernel, block, n, races) for n in range(n_warps)]
+        # Some warps are much slower than others.
+        for warp in warps:
+            warp.pace = self.rng.choice(PACES)
         idle = 0
         while warps:
             progress = False
             for i in self.rng.permutation(len(warps)):
-                progress |= warps[i].step()
+                warp = warps[i]
+                ready = warp.state == "ready"
+                if ready and self.rng.random() > warp.pace:
+                    progress = True
+                else:
+                    progress |= warp.step()
             if self.rng.random() < 0.5 or not progress:
                 progress |= self._deliver_copy(blocks)
             warps = [warp for warp in warps if warp.state != "ended"]

@@ -71,7 +71,6 @@ def cases(harness):
         ("product_bf16x3_m8", "mbarrier.try_wait", small_product),
         ("product_bf16x3_m8", "bar.sync", small_product),
         ("rans_product_bf16_8", "bar.sync", entropy_coded),
-        ("rans_product_bf16_8", "bar.warp.sync", entropy_coded),
     ]:
         for number in range(len(waits(harness.kernels[kernel_name], opcodes))):
 
