@@ -58,6 +58,8 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Bench(Bench::Matmul(args)) => command::bench_matmul::run(&args),
         Command::Bench(Bench::Stream(args)) => command::bench_stream::run(&args),
         Command::Bench(Bench::Decode(args)) => command::bench_cuda::decode(&args),
+        #[cfg(feature = "train")]
+        Command::Train(args) => command::train::run(&args),
         Command::Doctor => command::doctor::run(),
         Command::Demo(args) => command::demo::run(&args),
     }

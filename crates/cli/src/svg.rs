@@ -164,19 +164,26 @@ pub(crate) struct Line {
     pub(crate) class: &'static str,
     /// What to say about it.
     pub(crate) tip: String,
-    /// Values at 0, 1, 2, ...
-    pub(crate) values: Vec<f64>,
+    /// x and y of each point; x is a count.
+    pub(crate) points: Vec<(usize, f64)>,
 }
 
-/// Line chart over whole numbers, y from 0.
+impl Line {
+    /// A line through values at 0, 1, 2, ...
+    pub(crate) fn through(class: &'static str, tip: String, values: &[f64]) -> Self {
+        Self { class, tip, points: values.iter().copied().enumerate().collect() }
+    }
+}
+
+/// Line chart over counts from 0, y from 0.
 pub(crate) fn lines(x_label: &str, y_label: &str, lines: &[Line]) -> String {
     let (left, top, bottom, height) = (76.0, 26.0, 48.0, 300.0);
     let plot = height - top - bottom;
-    let n = lines.iter().map(|line| line.values.len()).max().unwrap_or(0).max(2);
-    let max = lines.iter().flat_map(|line| &line.values).copied().fold(0.0, f64::max);
-    let ticks_y = ticks(max);
+    let points = || lines.iter().flat_map(|line| &line.points);
+    let x_max = points().map(|point| point.0).max().unwrap_or(0).max(1) as f64;
+    let ticks_y = ticks(points().map(|point| point.1).fold(0.0, f64::max));
     let y_max = ticks_y.last().copied().unwrap_or(1.0);
-    let x = |i: f64| left + (WIDTH - left - 8.0) * i / (n - 1) as f64;
+    let x = |at: f64| left + (WIDTH - left - 8.0) * at / x_max;
     let y = |value: f64| top + plot * (1.0 - value / y_max);
     let mut svg = open(height, y_label);
     text(&mut svg, "label", 0.0, 12.0, y_label);
@@ -187,17 +194,15 @@ pub(crate) fn lines(x_label: &str, y_label: &str, lines: &[Line]) -> String {
     h_line(&mut svg, "axis", left, WIDTH, top + plot);
     for line in lines {
         let mut path = String::new();
-        for (i, value) in line.values.iter().enumerate() {
+        for (i, (at, value)) in line.points.iter().enumerate() {
             let command = if i == 0 { 'M' } else { 'L' };
-            let _ = write!(path, "{command}{:.1} {:.1}", x(i as f64), y(*value));
+            let _ = write!(path, "{command}{:.1} {:.1}", x(*at as f64), y(*value));
         }
         let tip = escape(&line.tip);
         let class = line.class;
         let _ = write!(svg, r#"<path class="{class}" d="{path}"><title>{tip}</title></path>"#);
     }
-    for tick in
-        ticks((n - 1) as f64).into_iter().filter(|t| *t <= (n - 1) as f64 && *t == t.round())
-    {
+    for tick in ticks(x_max).into_iter().filter(|t| *t <= x_max && *t == t.round()) {
         text(&mut svg, "tick middle", x(tick), top + plot + 18.0, &number(tick));
     }
     text(&mut svg, "label middle", (left + WIDTH) / 2.0, height - 8.0, x_label);

@@ -11,5 +11,7 @@ pub(crate) mod inspect;
 pub(crate) mod pack;
 pub(crate) mod quantize;
 pub(crate) mod run;
+#[cfg(feature = "train")]
+pub(crate) mod train;
 pub(crate) mod unpack;
 pub(crate) mod verify;

@@ -105,8 +105,8 @@ fn parted(report: &Report) -> String {
         let parted = report.first_divergence.iter().flatten().filter(|&&first| first <= token);
         100.0 * parted.count() as f64 / report.prompts.len().max(1) as f64
     };
-    let values = (0..n).map(share).collect();
-    let line = Line { class: "mean", tip: "prompts that have parted".into(), values };
+    let values: Vec<f64> = (0..n).map(share).collect();
+    let line = Line::through("mean", "prompts that have parted".into(), &values);
     let chart = svg::lines("token generated", "prompts whose texts differ so far, %", &[line]);
     html::section(
         "Divergence by position",
@@ -126,12 +126,9 @@ fn divergence(report: &Report) -> String {
             "",
         );
     }
-    let mut lines: Vec<Line> = report
-        .prompts
-        .iter()
-        .map(|p| Line { class: "series", tip: p.prompt.clone(), values: p.kl.clone() })
-        .collect();
-    lines.push(Line { class: "mean", tip: "mean of the prompts".into(), values: mean(report) });
+    let mut lines: Vec<Line> =
+        report.prompts.iter().map(|p| Line::through("series", p.prompt.clone(), &p.kl)).collect();
+    lines.push(Line::through("mean", "mean of the prompts".into(), &mean(report)));
     let chart = svg::lines("token generated", "KL(base || other), nats", &lines);
     html::section(
         "KL divergence by position",

@@ -2,3 +2,5 @@
 
 pub(crate) mod compare;
 pub(crate) mod inspect;
+#[cfg(feature = "train")]
+pub(crate) mod train;

@@ -8,6 +8,8 @@ mod quantize;
 mod refusals;
 mod resume;
 mod round_trip;
+#[cfg(feature = "train")]
+mod train;
 mod transformers;
 
 use std::fs;
