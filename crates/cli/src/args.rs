@@ -43,6 +43,9 @@ pub enum Command {
     /// Measure speed
     #[command(subcommand)]
     Bench(Bench),
+    /// Train a small model from texts
+    #[cfg(feature = "train")]
+    Train(Train),
     /// Show what this machine has and what transom will use
     Doctor,
     /// Pack, verify and run a model from original and packed weights side by side
@@ -381,10 +384,76 @@ pub struct BenchStream {
     pub json: Json,
 }
 
+/// `transom train`.
+#[cfg(feature = "train")]
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A .txt file is a book, a .jsonl file has one in the field `text` of every line;
+either may be compressed with zstd (.zst). Every tenth book is held out to validate
+with; of fewer than ten books, the end of the last one. OUT receives the tokenizer,
+which is kept if there is one, log.jsonl, report.html, the state, and in checkpoint
+the model as a Hugging Face checkpoint.")]
+pub struct Train {
+    /// Files, or directories of them
+    #[arg(required = true)]
+    pub texts: Vec<PathBuf>,
+    /// Directory of the run
+    #[arg(long, value_name = "OUT")]
+    pub out: PathBuf,
+    /// What weights of linear layers (but the head) are: BF16 in the checkpoint, or integers
+    /// in every step and in the checkpoint
+    #[arg(long, value_name = "TYPE", value_enum, default_value = "bf16")]
+    pub weights: TrainedName,
+    /// Weights that share a scale
+    #[arg(long, value_name = "WHAT", value_enum, default_value = "channel")]
+    pub granularity: GranularityName,
+    /// Nats of loss that a bit of the integers' entropy is worth; scales are learned then
+    #[arg(long, value_name = "LAMBDA", default_value_t = 0.0)]
+    pub rate: f64,
+    /// JSON file with the shape of the model (`model`) and any other option of training
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Steps of the optimiser [default: 1000]
+    #[arg(long, value_name = "N")]
+    pub steps: Option<usize>,
+    /// Sequences of a step [default: 16]
+    #[arg(long, value_name = "N")]
+    pub batch_size: Option<usize>,
+    /// Tokens of a sequence [default: 256]
+    #[arg(long, value_name = "N")]
+    pub sequence_length: Option<usize>,
+    /// Learning rate after the warm-up [default: 0.002]
+    #[arg(long, value_name = "RATE")]
+    pub learning_rate: Option<f64>,
+    /// Seed of the random numbers [default: 0]
+    #[arg(long, value_name = "S")]
+    pub seed: Option<u64>,
+    /// Go on from the state in OUT, if there is one
+    #[arg(long)]
+    pub resume: bool,
+    /// Where to train
+    #[arg(long, value_name = "DEVICE", value_enum, default_value = "cpu")]
+    pub device: DeviceName,
+    #[command(flatten)]
+    pub threads: Threads,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// What weights are trained as.
+#[cfg(feature = "train")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TrainedName {
+    /// BF16
+    Bf16,
+    /// INT8 and scales
+    Int8,
+}
+
 /// `transom demo`.
 #[derive(Debug, Args)]
 pub struct Demo {
-    /// Checkpoint directory [default: a tiny generated model]
+    /// Checkpoint directory, packed or not [default: the models that come with the source]
     pub model: Option<PathBuf>,
 }
 

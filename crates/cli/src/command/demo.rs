@@ -1,4 +1,4 @@
-//! `transom demo`: the whole way, from an original to packed weights and back,
+//! `transom demo`: the whole way, from packed weights to the original and back,
 //! and the same text from all of them.
 
 use std::fs::{self, File};
@@ -21,54 +21,84 @@ use crate::output::{self, Style, bytes, flatten, keep_start, seconds};
 use crate::table::{Align, Table};
 use crate::{Outcome, machine, model, threads};
 
-const PROMPT: &str = "Once upon a time";
-const MAX_TOKENS: usize = 48;
-/// Why the numbers of the generated model say little.
-const TOO_SMALL: &str = "A model this small fits the caches, and its tables weigh more than what \
-they save.\nSizes and speeds that mean something: transom demo MODEL";
+/// Models that come with the source, packed.
+const SHIPPED: [&str; 2] = ["models/demo", "models/demo-int8"];
+const PROMPT: &str = "It was a dark and stormy night";
+const MAX_TOKENS: usize = 64;
+/// Why the numbers of a small model say little.
+const TOO_SMALL: &str = "Models this small fit the caches, where the bytes that are read hardly \
+matter.\nSpeeds that mean something: transom demo MODEL";
 /// Characters of generated text that are shown.
-const TEXT_CHARS: usize = 72;
+const TEXT_CHARS: usize = 200;
 /// Bytes compared at a time.
 const CHUNK_BYTES: u64 = 1 << 20;
 
 /// Runs the steps; the first that finds a difference decides the exit code.
 pub(crate) fn run(args: &Demo) -> anyhow::Result<Outcome> {
     threads::with(machine::n_cores(), || {
-        let work = tempfile::tempdir().context("temporary directory")?;
         let style = Style::stdout();
-        let original = original(args, work.path(), style)?;
-        let (packed, restored) = (work.path().join("packed"), work.path().join("restored"));
-        let mut identical = pack(&original, &packed, style)?;
-        identical &= verify(&packed, style)?;
-        identical &= unpack(&original, &packed, &restored, style)?;
-        fs::remove_dir_all(&restored).with_context(|| restored.display().to_string())?;
-        identical &= generate_everywhere(&original, &packed, style)?;
+        let identical = match (&args.model, shipped()) {
+            (Some(path), _) => show(path, &path.display().to_string(), style)?,
+            (None, Some(models)) => show_shipped(&models, style)?,
+            (None, None) => show_generated(style)?,
+        };
         if args.model.is_none() {
-            output::print(&format!("\n{}\n", style.dim(TOO_SMALL)))?;
+            output::print(&format!("{}\n\n", style.dim(TOO_SMALL)))?;
         }
         let verdict = match identical {
             true => style.good("Everything is identical, to the bit."),
             false => style.bad("Something differs; see above."),
         };
-        output::print(&format!("\n{verdict}\n"))?;
+        output::print(&format!("{verdict}\n"))?;
         Ok(if identical { Outcome::Done } else { Outcome::Differ })
     })
 }
 
-/// The model given, or a generated one.
-fn original(args: &Demo, work: &Path, style: Style) -> anyhow::Result<PathBuf> {
-    let (path, what) = match &args.model {
-        Some(path) => (path.clone(), path.display().to_string()),
-        None => {
-            let path = work.join("original");
-            let model = SyntheticCheckpoint::tiny();
-            model.write(&path)?;
-            (path, "a tiny generated Llama, with the statistics of trained weights".into())
-        }
-    };
-    let title = style.bold("transom demo");
-    output::print(&format!("{title}: {what}\n\n"))?;
-    Ok(path)
+/// The models of the source: below the working directory, or where the program was built.
+fn shipped() -> Option<[PathBuf; 2]> {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    [PathBuf::new(), built]
+        .iter()
+        .map(|root| SHIPPED.map(|name| root.join(name)))
+        .find(|models| models.iter().all(|path| path.is_dir()))
+}
+
+fn show_shipped(models: &[PathBuf; 2], style: Style) -> anyhow::Result<bool> {
+    let mut identical = true;
+    for (path, name) in models.iter().zip(SHIPPED) {
+        identical &= show(path, name, style)?;
+    }
+    Ok(identical)
+}
+
+fn show_generated(style: Style) -> anyhow::Result<bool> {
+    let work = tempfile::tempdir().context("temporary directory")?;
+    let original = work.path().join("model");
+    SyntheticCheckpoint::tiny().write(&original)?;
+    show(&original, "a tiny generated Llama, with the statistics of trained weights", style)
+}
+
+/// Packs and unpacks a checkpoint, which may be packed already, and generates
+/// from the original and the packed one.
+fn show(path: &Path, what: &str, style: Style) -> anyhow::Result<bool> {
+    let work = tempfile::tempdir().context("temporary directory")?;
+    output::print(&format!("{}: {what}\n\n", style.bold("transom demo")))?;
+    let (packed, unpacked) = (work.path().join("packed"), work.path().join("unpacked"));
+    let (original, mut identical);
+    if checkpoint::is_packed_directory(path) {
+        original = unpacked.as_path();
+        unpack(path, original, style)?;
+        pack(original, &packed, style)?;
+        identical = compare("the files that were unpacked", path, &packed, style)?;
+    } else {
+        original = path;
+        pack(original, &packed, style)?;
+        unpack(&packed, &unpacked, style)?;
+        identical = compare("the original", original, &unpacked, style)?;
+    }
+    identical &= verify(&packed, style)?;
+    identical &= generate_everywhere(original, &packed, style)?;
+    Ok(identical)
 }
 
 /// Prints the result of a step.
@@ -77,7 +107,7 @@ fn step(style: Style, name: &str, started: Instant, result: &str) -> anyhow::Res
     output::print(&format!("{} {took}  {result}\n", style.bold(&format!("{name:<8}"))))
 }
 
-fn pack(original: &Path, packed: &Path, style: Style) -> anyhow::Result<bool> {
+fn pack(original: &Path, packed: &Path, style: Style) -> anyhow::Result<()> {
     let started = Instant::now();
     checkpoint::pack(original, packed, &Options::default(), &())?;
     let report = checkpoint::inspect(packed, &Options::default(), &())?;
@@ -90,8 +120,7 @@ fn pack(original: &Path, packed: &Path, style: Style) -> anyhow::Result<bool> {
         report.bits_per_weight,
         report.entropy_bits,
     );
-    step(style, "pack", started, &result)?;
-    Ok(true)
+    step(style, "pack", started, &result)
 }
 
 fn verify(packed: &Path, style: Style) -> anyhow::Result<bool> {
@@ -105,15 +134,23 @@ fn verify(packed: &Path, style: Style) -> anyhow::Result<bool> {
     Ok(report.differences.is_empty())
 }
 
-fn unpack(original: &Path, packed: &Path, restored: &Path, style: Style) -> anyhow::Result<bool> {
+fn unpack(packed: &Path, to: &Path, style: Style) -> anyhow::Result<()> {
     let started = Instant::now();
-    checkpoint::unpack(packed, restored, &Options::default(), &())?;
-    let different = different_files(original, restored)?;
+    let report = checkpoint::unpack(packed, to, &Options::default(), &())?;
+    let result =
+        format!("{}, each file with the BLAKE3 of its original", bytes(report.original_bytes));
+    step(style, "unpack", started, &result)
+}
+
+/// Whether two directories hold the same files.
+fn compare(what: &str, a: &Path, b: &Path, style: Style) -> anyhow::Result<bool> {
+    let started = Instant::now();
+    let different = different_files(a, b)?;
     let result = match different.first() {
-        None => "every file is identical to the original, byte for byte".to_owned(),
+        None => format!("every file is identical to {what}, byte for byte"),
         Some(name) => style.bad(&format!("{} differs", name.display())),
     };
-    step(style, "unpack", started, &result)?;
+    step(style, "compare", started, &result)?;
     Ok(different.is_empty())
 }
 
@@ -213,7 +250,7 @@ fn generate_everywhere(original: &Path, packed: &Path, style: Style) -> anyhow::
         text = words;
     }
     let shown = keep_start(&flatten(&text), TEXT_CHARS);
-    output::print(&format!("\n{}\n{}{shown}\n", table.render(style), style.dim(PROMPT)))?;
+    output::print(&format!("\n{}\n{}{shown}\n\n", table.render(style), style.dim(PROMPT)))?;
     Ok(identical)
 }
 

@@ -1,6 +1,7 @@
 //! Tokens of a trained model, from original and packed weights in all layouts.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -12,7 +13,7 @@ fn a_trained_model_generates_the_expected_tokens() {
     let work = tempfile::tempdir().unwrap();
     let packed = work.path().join("packed");
     assert_eq!(run(&["pack", str(&model), str(&packed)]).0, 0);
-    let expected = std::fs::read(model.join("expected.json")).unwrap();
+    let expected = fs::read(model.join("expected.json")).unwrap();
     let expected: Value = serde_json::from_slice(&expected).unwrap();
     for runs in expected["runs"].as_array().unwrap() {
         let prompt = runs["prompt"].as_str().unwrap();
@@ -55,7 +56,7 @@ fn layout_threads_and_packing_change_no_bit_of_the_logits() {
                     str(&logits),
                 ]);
                 assert_eq!(code, 0, "{stderr}");
-                let found = std::fs::read(&logits).unwrap();
+                let found = fs::read(&logits).unwrap();
                 if expected.is_empty() {
                     expected.clone_from(&found);
                 }
@@ -74,7 +75,7 @@ fn a_bound_of_memory_changes_no_bit_and_too_narrow_a_one_is_an_error() {
     let generate = |path: &Path, more: &[&str]| {
         let args = ["run", str(path), "--prompt", "abc", "--max-tokens", "8", "--ignore-eos"];
         let result = run(&[&args[..], &["--logits", str(&logits)], more].concat());
-        (result, std::fs::read(&logits).unwrap_or_default())
+        (result, fs::read(&logits).unwrap_or_default())
     };
     let ((code, text, _), expected) = generate(model.path(), &[]);
     assert_eq!(code, 0);
@@ -106,9 +107,9 @@ fn a_corrupt_tile_of_streamed_weights_ends_the_run_with_its_name() {
     let least = stderr.trim().rsplit(' ').next().unwrap().to_owned();
     let header = transom_header(&file);
     let tensor = "model.layers.1.mlp.down_proj.weight";
-    let mut bytes = std::fs::read(&file).unwrap();
+    let mut bytes = fs::read(&file).unwrap();
     bytes[header[tensor] - 100] ^= 1;
-    std::fs::write(&file, bytes).unwrap();
+    fs::write(&file, bytes).unwrap();
     let (code, _, stderr) = run(&[&args[..], &[&least]].concat());
     assert_eq!(code, 2, "{stderr}");
     assert!(stderr.contains(tensor) && stderr.contains(str(&file)), "{stderr}");
@@ -117,7 +118,7 @@ fn a_corrupt_tile_of_streamed_weights_ends_the_run_with_its_name() {
 
 /// Where each tensor of a safetensors file ends.
 fn transom_header(file: &Path) -> std::collections::HashMap<String, usize> {
-    let bytes = std::fs::read(file).unwrap();
+    let bytes = fs::read(file).unwrap();
     let n = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let header: Value = serde_json::from_slice(&bytes[8..8 + n]).unwrap();
     let tensors = header.as_object().unwrap().iter();
@@ -151,9 +152,46 @@ fn bench_stream_compares_original_and_packed() {
     assert!(stderr.contains("expected an original checkpoint"), "{stderr}");
 }
 
+/// A model that comes with the source.
+fn shipped(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models").join(name)
+}
+
 #[test]
-fn demo_of_the_generated_model_finds_everything_identical() {
+fn demo_finds_everything_identical_and_shipped_models_are_small() {
     let (code, stdout, stderr) = run(&["demo"]);
     assert_eq!(code, 0, "{stdout}{stderr}");
-    assert!(stdout.contains("identical"), "{stdout}");
+    for name in ["models/demo\n", "models/demo-int8\n"] {
+        assert!(stdout.contains(name), "{stdout}");
+    }
+    // Three layouts of two models, tokens and logits; and the verdict.
+    assert_eq!(stdout.matches("identical").count(), 2 * (2 * 4 + 1) + 1, "{stdout}");
+    for (name, limit, dtype) in [("demo", 8_000_000, "BF16"), ("demo-int8", 4_000_000, "I8")] {
+        let files = fs::read_dir(shipped(name)).unwrap();
+        let bytes: u64 = files.map(|file| file.unwrap().metadata().unwrap().len()).sum();
+        assert!(bytes <= limit, "{name}: {bytes}");
+        let report = run_json(0, &["inspect", str(&shipped(name)), "--json"]);
+        let tensors = report["tensors"].as_array().unwrap();
+        let q_proj = tensors
+            .iter()
+            .find(|tensor| tensor["name"].as_str().unwrap().ends_with("0.self_attn.q_proj.weight"));
+        assert_eq!(q_proj.unwrap()["dtype"], dtype);
+    }
+}
+
+#[test]
+fn demo_fails_with_a_damaged_model() {
+    let work = tempfile::tempdir().unwrap();
+    for file in fs::read_dir(shipped("demo-int8")).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), work.path().join(file.file_name())).unwrap();
+    }
+    let weights = work.path().join("model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    let (code, _, stderr) = run(&["demo", str(work.path())]);
+    assert_ne!(code, 0);
+    assert!(stderr.contains("model.safetensors"), "{stderr}");
 }

@@ -1,4 +1,4 @@
-//! Quantised checkpoints as other programs open them: `transformers` with
+//! Quantised and trained checkpoints as other programs open them: `transformers` with
 //! `compressed-tensors`, in a virtual environment of the test's own.
 
 use std::ffi::OsStr;
@@ -49,7 +49,7 @@ fn python() -> Option<PathBuf> {
 }
 
 #[test]
-fn transformers_opens_quantised_checkpoints_with_the_same_weights() {
+fn transformers_opens_quantised_and_trained_checkpoints_with_the_same_weights() {
     let Some(python) = python() else { return };
     let work = tempfile::tempdir().unwrap();
     let tiny = tiny_model(2);
@@ -67,6 +67,13 @@ fn transformers_opens_quantised_checkpoints_with_the_same_weights() {
             assert_eq!(code, 0, "{stderr}");
             checkpoints.push(target);
         }
+    }
+    for name in ["demo", "demo-int8"] {
+        let target = work.path().join(name);
+        let packed = here().join("../../../../models").join(name);
+        let (code, _, stderr) = run(&["unpack", str(&packed), str(&target)]);
+        assert_eq!(code, 0, "{stderr}");
+        checkpoints.push(target);
     }
     let script = here().join("open_quantized.py");
     let mut arguments = vec![script.as_os_str()];

@@ -1,4 +1,4 @@
-"""Opens INT8 checkpoints with transformers, and compares every weight.
+"""Opens checkpoints, INT8 or not, with transformers, and compares every weight.
 
     open_quantized.py CHECKPOINT [CHECKPOINT ...]
 
@@ -57,7 +57,8 @@ def check(folder):
         if weight.dtype == torch.int8:
             weight = weight.to(torch.float32) * loaded[name + "_scale"].detach()
         assert torch.equal(weight.to(torch.float32), expected), f"{folder}: {name} differs"
-    assert n_integers > 0, f"{folder}: no integers"
+    config = json.loads((Path(folder) / "config.json").read_text())
+    assert (n_integers > 0) == ("quantization_config" in config), f"{folder}: {n_integers}"
     print(f"{folder}: {len(stored)} tensors, {n_integers} of integers, as stored")
 
 

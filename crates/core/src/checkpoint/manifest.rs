@@ -100,7 +100,8 @@ impl Manifest {
 }
 
 /// Whether a directory is a finished packed checkpoint.
-pub(super) fn is_packed_directory(root: &Path) -> bool {
+#[must_use]
+pub fn is_packed_directory(root: &Path) -> bool {
     root.join(MANIFEST_NAME).is_file()
 }
 

@@ -21,6 +21,7 @@ mod verify;
 
 pub use error::CheckpointError;
 pub use inspect::{Inspection, TensorInspection, inspect};
+pub use manifest::is_packed_directory;
 pub use open::{Checkpoint, Tensor, TensorInfo, TensorKind};
 pub use pack::{PackReport, pack};
 pub use quantize::{
