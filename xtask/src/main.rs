@@ -10,6 +10,7 @@ mod fuzz;
 mod golden;
 mod gpu_bundle;
 mod hygiene;
+mod int8;
 mod interpreter;
 mod kernels;
 mod licences;
@@ -36,7 +37,10 @@ usage: cargo xtask <verb>
   interpreter [seed]
                     run the GPU kernels in an interpreter, without a GPU
   gpu-bundle        make the folder target/gpu-bundle, to be carried to a machine with
-                    a GPU and no Rust; its run.sh runs tests and benchmarks";
+                    a GPU and no Rust; its run.sh runs tests and benchmarks
+  int8-experiment DIR [cpu|cuda]
+                    train in DIR what is not there, quantise, pack, compare, and write
+                    docs/experiments/int8.md";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -57,6 +61,8 @@ fn main() -> ExitCode {
             ["interpreter"] => interpreter::run().map(|_| ()),
             ["interpreter", seed] => interpreter::run_with(seed).map(|_| ()),
             ["gpu-bundle"] => gpu_bundle::run(),
+            ["int8-experiment", folder] => int8::run(folder, "cpu"),
+            ["int8-experiment", folder, device @ ("cpu" | "cuda")] => int8::run(folder, device),
             _ => Err(USAGE.to_owned()),
         });
     match result {

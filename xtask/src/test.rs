@@ -52,8 +52,8 @@ fn lints() -> Result<Count, Failure> {
     let words = ["cargo", "clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
     Line { env: &[ONE_GPU], words: &words }.run()?;
     let words =
-        ["cargo", "clippy", "-p", "transom-cli", "--features", "cuda", "--", "-D", "warnings"];
-    Line { env: &[ONE_GPU], words: &words }.run()?;
+        ["cargo", "clippy", "-p", "transom-cli", "--features", "cuda,train", "--all-targets"];
+    Line { env: &[ONE_GPU], words: &[&words[..], &["--", "-D", "warnings"]].concat() }.run()?;
     Ok(Count::default())
 }
 
@@ -76,5 +76,9 @@ fn library() -> Result<Count, Failure> {
 /// of the fuzz corpus.
 fn everything() -> Result<Count, Failure> {
     let words = ["cargo", "test", "--workspace", "--release"];
-    Line { env: &[NO_SKIPPING, ONE_GPU], words: &words }.count_tests()
+    let mut count = Line { env: &[NO_SKIPPING, ONE_GPU], words: &words }.count_tests()?;
+    let words = ["cargo", "test", "--package", "transom-cli", "--release", "--features", "train"];
+    let only = ["--test", "cli", "--", "train::"];
+    count.add(Line { env: &[NO_SKIPPING], words: &[&words[..], &only].concat() }.count_tests()?);
+    Ok(count)
 }
