@@ -36,7 +36,7 @@ const LARGER: &str = "larger-bf16";
 /// Label of the models that everything is measured by.
 const BF16: &str = "BF16";
 /// Weight of the entropy in the loss.
-const RATE: &str = "0.01";
+const RATE: &str = "0.004";
 
 /// Lines of the table: a checkpoint, and what it is judged against.
 struct Row {
