@@ -18,7 +18,7 @@ const MEASURED: &str = "90a";
 /// line that fits counts. A kernel that no line fits is an error.
 const BUDGETS: &[Budget] = &[
     Budget { prefix: "probe_", registers: 64, matrix: false },
-    Budget { prefix: "activation_fragments", registers: 64, matrix: false },
+    Budget { prefix: "order_activations", registers: 64, matrix: false },
     Budget { prefix: "fixed_decode_", registers: 128, matrix: false },
     Budget { prefix: "rans_product", registers: 128, matrix: true },
     Budget { prefix: "rans_", registers: 128, matrix: false },

@@ -600,18 +600,25 @@ def copy_bulk(warp, instruction, active):
         block.copies.append((start, first, n, at))
 
 
-@operation("cp", "async cg shared global")
+@operation("cp", "async ca cg shared global")
 def copy_async(warp, instruction, active):
-    to, source, n_bytes = instruction.operands
+    to, source, n_bytes, *n_read = instruction.operands
     need(n_bytes == Immediate(16), f"a copy of other than 16 bytes: `{instruction.text}`")
+    full = active
+    if n_read:
+        n_read = warp.value(n_read[0]) & np.uint64(0xFFFF_FFFF)
+        need(np.isin(n_read[active], (0, 16)).all(), f"a part of a copy: `{instruction.text}`")
+        full = active & (n_read == 16)
     data, index = warp.access(
         "shared", warp.address(to), 16, active, instruction, True
     )
     data[index] = POISON_SHARED
     memory, source = warp.access(
-        "global", warp.address(source), 16, active, instruction, False
+        "global", warp.address(source), 16, full, instruction, False
     )
-    warp.open_copies.append((data, index, memory, source))
+    # Zeros where nothing is read.
+    warp.open_copies.append((data, index[~full[active]], np.zeros(1, np.uint8), 0))
+    warp.open_copies.append((data, index[full[active]], memory, source))
 
 
 @operation("cp", "async commit_group")
@@ -625,6 +632,27 @@ def copy_wait(warp, instruction, _active):
     while len(warp.copy_groups) > instruction.operands[0].value:
         for data, index, memory, source in warp.copy_groups.pop(0):
             data[index] = memory[source]
+
+
+@operation("cp", "async wait_all")
+def copy_wait_all(warp, _instruction, active):
+    for data, index, memory, source in sum(warp.copy_groups, []) + warp.open_copies:
+        data[index] = memory[source]
+    warp.copy_groups, warp.open_copies = [], []
+
+
+@operation("ldmatrix", "sync aligned m8n8 x4 shared b16")
+def load_matrix(warp, instruction, active):
+    _need_all(active, instruction)
+    to, source = instruction.operands
+    data, index = warp.access(
+        "shared", warp.address(source), 16, active, instruction, False
+    )
+    # Eight lanes have the rows of a matrix; a lane gets two elements of row lane / 4.
+    words = np.ascontiguousarray(data[index]).view(np.uint32)
+    for i, item in enumerate(_items(to)):
+        value = words[8 * i + LANES.astype(np.int64) // 4, LANES.astype(np.int64) % 4]
+        warp.set(item, value.astype(np.uint64), active)
 
 
 @operation("shfl", "sync idx up b32")

@@ -7,6 +7,9 @@ import numpy as np
 from harness import dequantise, expect_equal, narrow, product, slices
 from matrix_units import widen
 
+# `ActivationOrder` of params.h.
+FRAGMENTS, CORE_MATRICES, ROWS = range(3)
+
 FORMATS = [
     "dense_bf16",
     "dense_f16",
@@ -50,6 +53,17 @@ def sum_slots(n_slices, parts):
     return n_slices - own + (own > 0)
 
 
+def order_activations(run, x, tokens, cols, order):
+    """The address of activations in another order."""
+    n = tokens * ((cols + 7) // 8)
+    if order != ROWS:
+        n = (tokens + 7) // 8 * ((cols + 127) // 128) * 128
+    out = run.memory.reserve(n * 16)
+    params = struct.pack("<2Q4I", x, out, cols, tokens, order, 0)
+    run.launch("order_activations", ((n + 255) // 256, 1), 256, 0, params)
+    return out
+
+
 def run_product(run, segments, tokens, variant, shape=None, n_blocks=None):
     """One product of the segments' rows, compared with the reference.
 
@@ -89,15 +103,10 @@ def run_product(run, segments, tokens, variant, shape=None, n_blocks=None):
     y = memory.reserve(2 * tokens * rows)
 
     has_cores = variant in ("m32", "m64")
-    n_units = (tokens + 7) // 8 * 4 * ((cols + 127) // 128)
-    activations = memory.reserve(n_units * 512)
-    run.launch(
-        "activation_fragments",
-        ((n_units * 32 + 255) // 256, 1),
-        256,
-        0,
-        struct.pack("<2Q4I", memory.upload(x), activations, cols, tokens, has_cores, 0),
-    )
+    activations, x_stride = memory.upload(x), (cols + 7) // 8 * 8
+    if has_cores or x_stride != cols:
+        order = CORE_MATRICES if has_cores else ROWS
+        activations = order_activations(run, activations, tokens, cols, order)
 
     # As src/product/shape.rs.
     def warp_bytes(n_warps):
@@ -120,12 +129,13 @@ def run_product(run, segments, tokens, variant, shape=None, n_blocks=None):
     else:
         together = 2 if variant == "m8_wide" else 1
         slots = sum_slots(n_slices, 8 // together)
-        n_shared = warp_bytes(8) + 2 * together * slots * 512 * groups
+        n_shared = warp_bytes(8) + 8 * groups * 8 * (272 if groups == 1 else 144) + 2 * together * slots * 512 * groups
         grid = (n_blocks or (end + together - 1) // together, 1)
     params = packed.ljust(96, b"\0") + struct.pack(
         "<5Q8I",
         *(chunks, activations, y, memory.upload(bias), workspace),
-        *(rows, cols, tokens, len(segments), first.chunk_bytes, strips, log_parts, 0),
+        *(rows, cols, tokens, len(segments), first.chunk_bytes, strips, log_parts),
+        x_stride,
     )
     name = f"product_{matrix_format}_{variant}"
     run.launch(name, grid, 32 * n_warps, n_shared, params, cluster)

@@ -7,6 +7,7 @@ import numpy as np
 
 from harness import UNWRITTEN, Difference, dequantise, expect_equal, narrow, product, slices
 from matrix_units import widen
+from products import FRAGMENTS, order_activations
 
 RAW_UNIT = 1 << 31
 NONE = 2**64 - 1
@@ -139,15 +140,7 @@ def expect_product(run, matrix, loaded, tokens, n_blocks=None):
     x = narrow(rng.standard_normal((tokens, matrix.cols)), kind)
     bias = narrow(rng.standard_normal(matrix.rows), kind)
     scales = (0.003 * np.exp(0.3 * rng.standard_normal(matrix.rows))).astype(np.float32)
-    n_units = (tokens + 7) // 8 * 4 * ((matrix.cols + 127) // 128)
-    fragments = memory.reserve(n_units * 512)
-    run.launch(
-        "activation_fragments",
-        ((n_units * 32 + 255) // 256, 1),
-        256,
-        0,
-        struct.pack("<2Q4I", memory.upload(x), fragments, matrix.cols, tokens, 0, 0),
-    )
+    fragments = order_activations(run, memory.upload(x), tokens, matrix.cols, FRAGMENTS)
     y = memory.reserve(2 * tokens * matrix.rows)
     params = matrix_params(matrix, loaded) + struct.pack(
         "<5Q4I",

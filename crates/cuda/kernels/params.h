@@ -40,11 +40,10 @@ struct Segment {
 struct ProductParams {
     Segment segments[3];
     const uint8_t* chunks;  // of all segments, [row tile][across] of `chunk_bytes`, 16-byte aligned
-    // Activations. Up to 16 tokens: [ceil(tokens / 8)][4 * ceil(cols / 128)] units of 8 tokens x 32 columns, each the B
-    // fragments of mma.m16n8k16 of two k16 steps, [lane 32] of 16 bytes; lane l holds token l / 4 and columns
-    // 2 (l mod 4) + {0, 1, 8, 9, 16, 17, 24, 25}.
-    // More tokens: core matrices, [ceil(cols / 128)][ceil(tokens / 8)][16 of 8 columns][token 8] of 16 bytes.
-    // Columns from `cols` on are zero; tokens from `tokens` on may hold anything.
+    // Activations. Up to 16 tokens: rows of `x_stride` elements, [tokens][x_stride], 16-byte aligned.
+    // More tokens: core matrices, [ceil(cols / 128)][ceil(tokens / 8)][16 of 8 columns][token 8] of 16 bytes; tokens from
+    // `tokens` on may hold anything.
+    // Columns from `cols` on are zero.
     const void* x;
     uint16_t* y;           // [tokens][rows], BF16 or F16
     const uint16_t* bias;  // [rows] or null
@@ -54,20 +53,31 @@ struct ProductParams {
     uint32_t chunk_bytes;  // the same for all segments, a multiple of 16
     uint32_t strips;       // product_batch: tiles of a cluster, at most the warps of a block
     uint32_t log_parts;    // product_batch: blocks of a cluster, 2 to the power of this
-    uint32_t unused;
+    uint32_t x_stride;     // up to 16 tokens: a multiple of 8
 };
 
-/// Row-major activations x[tokens][cols] into one of the orders above.
-struct FragmentParams {
+/// Orders of activations.
+enum ActivationOrder : uint32_t {
+    // Of the entropy-coded products: [ceil(tokens / 8)][4 * ceil(cols / 128)] units of 8 tokens x 32 columns, each the B
+    // fragments of mma.m16n8k16 of two k16 steps, [lane 32] of 16 bytes; lane l holds token l / 4 and columns
+    // 2 (l mod 4) + {0, 1, 8, 9, 16, 17, 24, 25}. Zeros where there is nothing.
+    kFragments = 0,
+    // As ProductParams::x.
+    kCoreMatrices = 1,
+    kRows = 2,
+};
+
+/// Row-major activations x[tokens][cols] into another order.
+struct ActivationParams {
     const uint16_t* x;
-    void* out;  // 16-byte units: ceil(tokens / 8) * 4 * ceil(cols / 128) * 32
+    void* out;  // in units of 16 bytes: kRows tokens * ceil(cols / 8), otherwise ceil(tokens / 8) * ceil(cols / 128) * 128
     uint32_t cols, tokens;
-    uint32_t cores;  // 0: B fragments, 1: core matrices (ProductParams::x)
+    uint32_t order;  // ActivationOrder
     uint32_t unused;
 };
 
 static_assert(sizeof(Segment) == 32 && offsetof(Segment, end_tile) == 24, "mirrored in Rust");
 static_assert(sizeof(ProductParams) == 168 && offsetof(ProductParams, x) == 104 && offsetof(ProductParams, rows) == 136, "mirrored in Rust");
-static_assert(sizeof(FragmentParams) == 32, "mirrored in Rust");
+static_assert(sizeof(ActivationParams) == 32, "mirrored in Rust");
 
 }  // namespace transom

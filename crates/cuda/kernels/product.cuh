@@ -3,7 +3,7 @@
 //
 // A block has kTogether tiles of 16 rows times kApart groups of warps, each
 // with an equal share of the slices of K. Every warp has a ring of its own for
-// chunks of weights; activations come from L1 into registers, a chunk ahead.
+// chunks of weights; activations come through L1 into shared memory, half a chunk ahead.
 // The sums of all slices meet in shared memory and are added in order.
 #pragma once
 
@@ -15,21 +15,60 @@ namespace transom {
 #ifdef __CUDACC__
 
 constexpr int kStages = 2;
+/// Columns of activations that are copied at a time: as many as leave room for two blocks an SM.
+TRANSOM_BOTH constexpr uint32_t x_cols(int tokens8) { return tokens8 == 1 ? 128 : 64; }
+/// A token's, and 16 bytes so that those of eight tokens lie in different banks.
+TRANSOM_BOTH constexpr uint32_t x_row_bytes(int tokens8) { return 2 * x_cols(tokens8) + 16; }
 
 /// Shared memory of a block.
 template <WeightFormat kFormat, int kTokens8, int kTogether, int kApart>
 constexpr uint32_t product_shared_bytes(uint32_t chunk_bytes, uint32_t n_slices) {
     constexpr uint32_t warps = kTogether * kApart;
     const uint32_t sums = 2 * kTogether * sum_slots(n_slices, kApart) * 512 * kTokens8;
-    return warps * ((kStages * chunk_bytes + 127) / 128 * 128) + (is_dense(kFormat) ? 0 : warps * kChunkElems) + sums + 128 + warps * kStages * 8;
+    return warps * ((kStages * chunk_bytes + 127) / 128 * 128) + (is_dense(kFormat) ? 0 : warps * kChunkElems) + warps * kTokens8 * 8 * x_row_bytes(kTokens8) + sums + 128 +
+           warps * kStages * 8;
 }
 
-/// Leaves `to` as it is where there is nothing to load.
-__device__ __forceinline__ void load_if(bool there, uint4& to, const uint4* from) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %4, 0;\n@p ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%5];\n}"
-                 : "+r"(to.x), "+r"(to.y), "+r"(to.z), "+r"(to.w)
-                 : "r"((uint32_t)there), "l"(from));
-}
+/// Row-major activations of a chunk's columns, or of half of them, in shared memory; the next are on their way as soon
+/// as these are in registers.
+template <int kTokens8>
+struct Activations {
+    static constexpr uint32_t kCols = x_cols(kTokens8), kPieces = kCols / 8;  // of 16 bytes
+    static constexpr uint32_t kTokensAtOnce = 32 / kPieces, kRowBytes = x_row_bytes(kTokens8);
+    const uint8_t* next;  // the lane's piece of the first token that it copies
+    uint32_t to, stride;  // of the stage, and bytes from one token to the next
+    uint32_t row[kTokens8];
+    uint32_t column, first, end;  // of the next copy
+    uint32_t token;
+
+    __device__ __forceinline__ Activations(const ProductParams& p, uint32_t stage, int lane, uint32_t first, uint32_t end)
+        : stride(p.x_stride * 2), column(first), first(first), end(end), token(lane / kPieces) {
+        next = (const uint8_t*)p.x + (size_t)token * stride + (first + lane % kPieces * 8) * 2;
+        to = stage + token * kRowBytes + lane % kPieces * 16;
+        // ldmatrix takes the addresses of a matrix's rows, tokens, from eight lanes. Results of tokens that are not there are not stored.
+#pragma unroll
+        for (int g = 0; g < kTokens8; g++) row[g] = stage + min((uint32_t)(g * 8 + lane % 8), p.tokens - 1) * kRowBytes + lane / 8 * 16;
+    }
+    /// Starts to copy the next columns, zeros behind the last.
+    __device__ __forceinline__ void copy(const ProductParams& p, int lane) {
+        const uint32_t n_bytes = column + lane % kPieces * 8 < p.x_stride ? 16 : 0;
+#pragma unroll
+        for (uint32_t j = 0; j < 8 * kTokens8; j += kTokensAtOnce) {
+            if (token + j < p.tokens)
+                asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(to + j * kRowBytes), "l"(next + (size_t)j * stride), "r"(n_bytes) : "memory");
+        }
+        column += kCols, next += 2 * kCols;
+        if (column == end) column = first, next -= (end - first) * 2;
+    }
+    /// The lane's own copies have arrived; those of others after a __syncwarp().
+    __device__ __forceinline__ void wait() const { asm volatile("cp.async.wait_all;" ::: "memory"); }
+    /// B fragments of k16 steps 2 j and 2 j + 1 of the columns.
+    __device__ __forceinline__ uint4 fragments(int g, int j) const {
+        uint4 v;
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(row[g] + j * 64) : "memory");
+        return v;
+    }
+};
 
 template <WeightFormat kFormat, int kTokens8, int kTogether, int kApart>
 __device__ __forceinline__ void product(const ProductParams& p) {
@@ -47,6 +86,8 @@ __device__ __forceinline__ void product(const ProductParams& p) {
     at += kWarps * ring_bytes;
     uint8_t* plane = at + warp * kChunkElems;
     at += kDense ? 0 : kWarps * kChunkElems;
+    const uint32_t x_stage = shared_address(at) + warp * kTokens8 * 8 * x_row_bytes(kTokens8);
+    at += kWarps * kTokens8 * 8 * x_row_bytes(kTokens8);
     uint8_t* symbols = at;
     at += 128;
     const uint32_t bar = shared_address(at) + warp * kStages * 8;
@@ -76,20 +117,8 @@ __device__ __forceinline__ void product(const ProductParams& p) {
     // Activations and output belong to the kernel before this one until here.
     asm volatile("griddepcontrol.wait;" ::: "memory");
 
-    // The B fragments of one chunk; tokens that are not there stay zero.
-    const uint4* const x_first = (const uint4*)p.x + (size_t)first * 128 + lane;
-    const uint32_t x_stride = across * 128;
-    uint4 x[kTokens8][4];
-    bool there[kTokens8];
-#pragma unroll
-    for (int g = 0; g < kTokens8; g++) {
-        there[g] = g * 8 + lane / 4 < (int)p.tokens && first < end;
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            x[g][j] = make_uint4(0, 0, 0, 0);
-            load_if(there[g], x[g][j], x_first + g * x_stride + j * 32);
-        }
-    }
+    Activations<kTokens8> activations(p, x_stage, lane, first * kChunkCols, end * kChunkCols);
+    if (first < end) activations.copy(p, lane);
 
     for (uint32_t round = 0; round < rounds; round++) {
         const uint32_t tile = (blockIdx.x + round * gridDim.x) * kTogether + strip;
@@ -103,30 +132,39 @@ __device__ __forceinline__ void product(const ProductParams& p) {
             for (int g = 0; g < kTokens8; g++)
 #pragma unroll
                 for (int i = 0; i < 4; i++) total[g][i] = -0.0f;  // -0 + s is s for every s
-            const uint4* x_next = x_first;
             uint32_t slice = slice_first;
             uint32_t border = min(across, slice_begin(p.rows, p.cols, slice + 1) / kChunkCols);
             for (uint32_t c = first; c < end; c++) {
-                x_next = c + 1 < end ? x_next + 128 : x_first;
                 const uint8_t* chunk = ring.wait();
                 const uint8_t* header = chunk + header_offset(kFormat);
                 Patches patches = {};
-                if (!kDense) {
-                    patches.put(header, symbols + segment * 32, p.segments[segment], plane, lane);
+                if (!kDense) patches.put(header, symbols + segment * 32, p.segments[segment], plane, lane);
+                constexpr int kUnits = x_cols(kTokens8) / 32;  // of two k16 steps
+                uint4 x[kTokens8][kUnits];
+                auto load_x = [&]() {
+                    activations.wait();
+                    // Patches and activations of all lanes are there.
                     __syncwarp();
-                }
+#pragma unroll
+                    for (int g = 0; g < kTokens8; g++)
+#pragma unroll
+                        for (int j = 0; j < kUnits; j++) x[g][j] = activations.fragments(g, j);
+                    // All lanes have read the stage.
+                    __syncwarp();
+                    activations.copy(p, lane);
+                };
                 auto half = [&](auto which) {
                     constexpr int h = decltype(which)::value;
+                    if (h == 0 || kUnits == 2) load_x();
                     uint32_t a[16];
                     decode_half<kFormat, h>(chunk, plane, lane, steps[0], steps[1], a);
 #pragma unroll
                     for (int j = 0; j < 2; j++)
 #pragma unroll
                         for (int g = 0; g < kTokens8; g++) {
-                            uint4& v = x[g][2 * h + j];
+                            const uint4 v = x[g][(2 * h + j) % kUnits];
                             mma<is_half(kFormat)>(acc[g], a + 8 * j, v.x, v.y);
                             mma<is_half(kFormat)>(acc[g], a + 8 * j + 4, v.z, v.w);
-                            load_if(there[g], v, x_next + g * x_stride + (2 * h + j) * 32);
                         }
                 };
                 half(Constant<0>());
@@ -178,6 +216,8 @@ __device__ __forceinline__ void product(const ProductParams& p) {
             store_result<kFormat>(p, token, n, sum);
         }
     }
+    // Copied for a round that does not come.
+    activations.wait();
 }
 
 #endif  // __CUDACC__

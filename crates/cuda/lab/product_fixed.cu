@@ -392,21 +392,25 @@ static float widen(bool half, uint16_t x) {
     return __half2float(h);
 }
 
-/// B fragments of row-major activations; unused tokens and the poison beyond are NaN, columns beyond k zero.
-static std::vector<uint32_t> fragments(const std::vector<uint16_t>& x, int m, int k, bool cores) {
+/// Core matrices of row-major activations; unused tokens are NaN, columns beyond k zero.
+static std::vector<uint16_t> core_matrices(const std::vector<uint16_t>& x, int m, int k) {
     const int across = (k + 127) / 128, groups = (m + 7) / 8;
-    std::vector<uint32_t> b((size_t)groups * across * 512);
-    for (int g = 0; g < groups; g++)
-        for (int i = 0; i < across * 4; i++)
-            for (int lane = 0; lane < 32; lane++)
-                for (int r = 0; r < 4; r++) {
-                    const int unit = lane * 4 + r, token = g * 8 + (cores ? unit / 4 % 8 : lane / 4);
-                    const int col = i * 32 + (!cores ? r / 2 * 16 + lane % 4 * 2 + r % 2 * 8 : unit / 32 * 8 + unit % 4 * 2);
-                    auto at = [&](int c) -> uint32_t { return token >= m ? 0xFFFF : c < k ? x[(size_t)token * k + c] : 0; };
-                    const size_t unit512 = cores ? ((size_t)(i / 4) * groups + g) * 4 + i % 4 : (size_t)g * across * 4 + i;
-                    b[(unit512 * 32 + lane) * 4 + r] = at(col) | at(col + 1) << 16;
-                }
-    return b;
+    std::vector<uint16_t> out;
+    for (int c = 0; c < across; c++)
+        for (int g = 0; g < groups; g++)
+            for (int col = c * 128; col < c * 128 + 128; col += 8)
+                for (int token = g * 8; token < g * 8 + 8; token++)
+                    for (int i = col; i < col + 8; i++) out.push_back(token >= m ? 0xFFFF : i < k ? x[(size_t)token * k + i] : 0);
+    return out;
+}
+
+static uint32_t x_stride(int k) { return (k + 7) / 8 * 8; }
+
+/// Rows of a multiple of 8 elements, zero beyond k.
+static std::vector<uint16_t> padded_rows(const std::vector<uint16_t>& x, int m, int k) {
+    std::vector<uint16_t> out((size_t)m * x_stride(k));
+    for (int token = 0; token < m; token++) std::copy_n(&x[(size_t)token * k], k, &out[(size_t)token * x_stride(k)]);
+    return out;
 }
 
 // ---------------------------------------------------------------------------
@@ -497,8 +501,8 @@ static int check() {
                 CHECK(cudaMalloc(&y, (size_t)64 * n * 2 + 64));
                 auto run = [&](const Variant& v, ProductParams p, int first, int m, bool with_bias = true) {
                     std::vector<uint16_t> part(x.begin() + (size_t)first * k, x.begin() + (size_t)(first + m) * k);
-                    uint32_t* b = upload(fragments(part, m, k, v.together == 0));
-                    p.x = b, p.y = y, p.tokens = m, p.bias = kind == 0 && with_bias ? dbias : nullptr;
+                    uint16_t* b = upload(v.together == 0 ? core_matrices(part, m, k) : padded_rows(part, m, k));
+                    p.x = b, p.x_stride = x_stride(k), p.y = y, p.tokens = m, p.bias = kind == 0 && with_bias ? dbias : nullptr;
                     std::vector<uint16_t> out((size_t)m * n + 32);
                     CHECK(cudaMemset(y, 0xFF, out.size() * 2));
                     CHECK(cudaMemset(workspace, 0xFF, 64 << 20));
@@ -656,9 +660,8 @@ static void time_all(const std::vector<int>& batches, const std::vector<int>& wh
         for (auto& v : x) v = half ? to_half(normal(rng)) : to_bf16(normal(rng));
         uint16_t* dx = upload(x);
         // Core matrices depend on the number of tokens.
-        std::vector<uint32_t*> b;
-        for (int m : batches) b.push_back(upload(fragments(x, m, k, true)));
-        uint32_t* b8 = upload(fragments(x, 64, k, false));
+        std::vector<uint16_t*> b;
+        for (int m : batches) b.push_back(upload(core_matrices(x, m, k)));
         uint16_t* y;
         CHECK(cudaMalloc(&y, (size_t)64 * n * 2));
         const cudaDataType_t type = half ? CUDA_R_16F : CUDA_R_16BF;
@@ -712,7 +715,7 @@ static void time_all(const std::vector<int>& batches, const std::vector<int>& wh
                     const double us = time_graph(stream, 2 * copies, [&](int c) {
                         ProductParams q = p;
                         q.chunks = chunks[c % copies];
-                        q.x = v->together == 0 ? b[i] : b8;
+                        q.x = v->together == 0 ? b[i] : dx, q.x_stride = k;
                         launch(*v, q, true, stream);
                     });
                     std::vector<uint16_t> out((size_t)batches[i] * n);
@@ -728,7 +731,7 @@ static void time_all(const std::vector<int>& batches, const std::vector<int>& wh
             cudaFree((void*)p.segments[0].overflow), cudaFree((void*)p.segments[0].symbols), cudaFree((void*)p.segments[0].scales);
         }
         for (auto p : b) cudaFree(p);
-        cudaFree(dx), cudaFree(b8), cudaFree(y);
+        cudaFree(dx), cudaFree(y);
     }
 }
 

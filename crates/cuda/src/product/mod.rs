@@ -17,6 +17,7 @@ use crate::stream::Stream;
 pub(crate) mod params;
 mod shape;
 
+use params::Order;
 use shape::{BATCH_TOKENS, Variants, Weights};
 
 /// Tokens that one product takes at most.
@@ -35,7 +36,7 @@ pub struct Product {
     segments: Vec<Segment>,
     bias: Option<DeviceBuffer<u16>>,
     variants: Variants,
-    fragments: Function,
+    order_activations: Function,
 }
 
 #[derive(Debug)]
@@ -138,7 +139,7 @@ impl Product {
             segments,
             bias: bias.map(|bias| stream.upload(bias)).transpose()?,
             variants: Variants::new(device, weights)?,
-            fragments: device.function("activation_fragments")?,
+            order_activations: device.function("order_activations")?,
         })
     }
 
@@ -175,8 +176,8 @@ impl Product {
 
     /// `y = x * W^T + bias`: `x` is `[n_tokens][cols]`, `y` `[n_tokens][rows]`, of
     /// BF16 for BF16 weights and otherwise FP16; 1 to 64 tokens. Reads the
-    /// weights once. Two launches, of which the second loads weights before the
-    /// first is done.
+    /// weights once. More than 16 tokens, or columns that are no multiple of 8, take two launches, of
+    /// which the second loads weights before the first is done.
     ///
     /// # Errors
     ///
@@ -200,17 +201,15 @@ impl Product {
         let variant = self.variants.choose(n_tokens);
         let floats = variant.workspace_floats;
         check("workspace", scratch.workspace.len(), scratch.workspace.len().max(floats))?;
-        let fragments = params::Fragments {
-            x: x.address(),
-            out: scratch.x.address(),
-            cols: self.cols as u32,
-            tokens: n_tokens as u32,
-            cores: u32::from(n_tokens >= BATCH_TOKENS),
-            unused: 0,
+        let x_stride = self.cols.next_multiple_of(8);
+        let order = match n_tokens {
+            BATCH_TOKENS.. => Some(Order::CoreMatrices),
+            _ if x_stride != self.cols => Some(Order::Rows),
+            _ => None,
         };
-        let launch = Launch::new((n_words / 4).div_ceil(256) as u32, 256).dependent(true);
-        // SAFETY: the lengths were checked above, and freeing a buffer waits for the kernel.
-        unsafe { self.fragments.launch(stream, launch, &fragments)? };
+        if let Some(order) = order {
+            self.order_activations(stream, x, n_tokens, order, scratch)?;
+        }
         let mut segments = [params::Segment::default(); MAX_SEGMENTS];
         for (params, segment) in segments.iter_mut().zip(&self.segments) {
             *params = params::Segment {
@@ -224,7 +223,7 @@ impl Product {
         let params = params::Product {
             segments,
             chunks: self.chunks.address(),
-            x: scratch.x.address(),
+            x: order.map_or(x.address(), |_| scratch.x.address()),
             y: y.address(),
             bias: self.bias.as_ref().map_or(0, DeviceBuffer::address),
             workspace: scratch.workspace.address(),
@@ -235,11 +234,37 @@ impl Product {
             chunk_bytes: self.chunk_bytes as u32,
             strips: variant.strips,
             log_parts: variant.log_parts,
-            unused: 0,
+            x_stride: x_stride as u32,
         };
         // SAFETY: the segments hold what `FixedMatrix` describes, the lengths of the
         // others were checked above, and freeing a buffer waits for the kernel.
         unsafe { variant.function.launch(stream, variant.launch, &params) }
+    }
+
+    /// Puts row-major activations into `scratch` in another order. Expects that they fit.
+    fn order_activations(
+        &self,
+        stream: &Stream,
+        x: &DeviceBuffer<u16>,
+        n_tokens: usize,
+        order: Order,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let n_units = match order {
+            Order::Rows => n_tokens * self.cols.div_ceil(8),
+            _ => n_tokens.div_ceil(8) * self.cols.div_ceil(CHUNK_COLS) * 128,
+        };
+        let params = params::Activations {
+            x: x.address(),
+            out: scratch.x.address(),
+            cols: self.cols as u32,
+            tokens: n_tokens as u32,
+            order: order as u32,
+            unused: 0,
+        };
+        let launch = Launch::new(n_units.div_ceil(256) as u32, 256).dependent(true);
+        // SAFETY: `run` checked the lengths, and freeing a buffer waits for the kernel.
+        unsafe { self.order_activations.launch(stream, launch, &params) }
     }
 }
 

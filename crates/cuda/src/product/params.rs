@@ -30,18 +30,27 @@ pub(super) struct Product {
     pub chunk_bytes: u32,
     pub strips: u32,
     pub log_parts: u32,
-    pub unused: u32,
+    pub x_stride: u32,
 }
 
-/// `transom::FragmentParams`.
+/// `transom::ActivationOrder`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Order {
+    Fragments = 0,
+    CoreMatrices = 1,
+    Rows = 2,
+}
+
+/// `transom::ActivationParams`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-pub(crate) struct Fragments {
+pub(crate) struct Activations {
     pub x: u64,
     pub out: u64,
     pub cols: u32,
     pub tokens: u32,
-    pub cores: u32,
+    pub order: u32,
     pub unused: u32,
 }
 
@@ -51,4 +60,4 @@ const _: () = assert!(std::mem::offset_of!(Segment, end_tile) == 24);
 const _: () = assert!(size_of::<Product>() == 168);
 const _: () = assert!(std::mem::offset_of!(Product, x) == 104);
 const _: () = assert!(std::mem::offset_of!(Product, rows) == 136);
-const _: () = assert!(size_of::<Fragments>() == 32);
+const _: () = assert!(size_of::<Activations>() == 32);

@@ -76,7 +76,9 @@ impl Variant {
         let function = function(device, weights, suffix)?;
         // As product_shared_bytes of kernels/product.cuh.
         let slots = sum_slots(weights.n_slices, STRIP_WARPS / together);
-        let bytes = warp_bytes(weights, STRIP_WARPS) + 2 * together * slots * 512 * groups;
+        let x_row_bytes = if groups == 1 { 272 } else { 144 };
+        let x = STRIP_WARPS * groups * 8 * x_row_bytes;
+        let bytes = warp_bytes(weights, STRIP_WARPS) + x + 2 * together * slots * 512 * groups;
         function.allow_shared(bytes as u32)?;
         let threads = 32 * STRIP_WARPS as u32;
         let per_sm = function.blocks_per_sm(threads, bytes as u32)?.max(1);

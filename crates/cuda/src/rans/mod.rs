@@ -17,7 +17,7 @@ use crate::buffer::DeviceBuffer;
 use crate::device::Device;
 use crate::error::Error;
 use crate::module::{Function, Launch};
-use crate::product::params::Fragments;
+use crate::product::params::{Activations, Order};
 use crate::stream::Stream;
 use params::{
     BytesArgs, DECODE_WARP_BYTES, DecodeArgs, GatherArgs, LOAD_BYTES, LoadArgs, Matrix,
@@ -331,7 +331,7 @@ impl Rans {
             bytes: Kernels::new(device, "rans_decode_bytes", false, max)?,
             gather: Kernels::new(device, "rans_gather", true, max)?,
             gather_bytes: Kernels::new(device, "rans_gather_bytes", false, max)?,
-            fragments: device.function("activation_fragments")?,
+            fragments: device.function("order_activations")?,
             products,
             general_products,
         })
@@ -651,12 +651,12 @@ impl Rans {
         let n_words = matrix.fragment_words(tokens);
         need_length("activations", x.len(), tokens * matrix.cols())?;
         need_length("words of scratch", scratch.len(), scratch.len().max(n_words))?;
-        let args = Fragments {
+        let args = Activations {
             x: x.address(),
             out: scratch.address(),
             cols: matrix.cols,
             tokens: tokens as u32,
-            cores: 0,
+            order: Order::Fragments as u32,
             unused: 0,
         };
         let launch = Launch::new((n_words / 4).div_ceil(256) as u32, 256);
@@ -668,7 +668,7 @@ impl Rans {
     /// `y[tokens, rows] = x[tokens, cols] * W^T + bias`, in FP32, rounded to BF16 (BF16
     /// weights) or FP16 (FP16, and INT8 dequantised as `f16(q * scale)`).
     ///
-    /// `x` are the B fragments that the kernel `activation_fragments` makes, at least
+    /// `x` are the B fragments that the kernel `order_activations` makes, at least
     /// [`RansMatrix::fragment_words`]. `scales` (INT8): one, or one a row. `bias`: one a row,
     /// of the type of `y`.
     ///
