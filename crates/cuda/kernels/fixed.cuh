@@ -38,26 +38,21 @@ TRANSOM_BOTH constexpr uint32_t chunk_bytes(WeightFormat f, uint32_t places) {
 
 #ifdef __CUDACC__
 
-/// Where in the plane of patches the element of an escape lies.
-__device__ __forceinline__ uint32_t escape_address(uint32_t escape) {
-    const uint32_t at = escape & 63, lane = escape >> 6 & 31;
-    return ((at >> 4) * 32 + lane) * 16 + (at & 15);
-}
-
+/// Where in the plane of patches the element of an escape lies, like its raw byte.
+__device__ __forceinline__ uint32_t escape_address(uint32_t escape) { return escape & 2047; }
 /// Row of the chunk that an escape is in.
-__device__ __forceinline__ uint32_t escape_row(uint32_t escape) { return (escape >> 8 & 7) + (escape >> 2 & 1) * 8; }
+__device__ __forceinline__ uint32_t escape_row(uint32_t escape) { return (escape >> 6 & 7) + (escape >> 2 & 1) * 8; }
 
 /// Puts the difference between each escaped element's byte and the one that
 /// code 0 decodes to into the plane, and takes it out again. The first 32
-/// escapes, nearly always all, need no loop.
+/// escapes, most often all, need no loop.
 struct Patches {
-    uint32_t counts, start, address;
+    uint32_t counts, address;
 
     /// Nothing, if not `there`.
     __device__ __forceinline__ void put(const uint8_t* header, const uint8_t* symbols, const Segment& segment, uint8_t* plane, int lane, bool there = true) {
-        const uint2 v = *(const uint2*)(header + 16);
         const uint32_t escape = ((const uint16_t*)(header + kHeaderBytes))[lane];
-        counts = there ? v.x : 0, start = v.y, address = escape_address(escape);
+        counts = there ? *(const uint32_t*)(header + 16) : 0, address = escape_address(escape);
         if (lane < (counts & 0xFFFF)) plane[address] = header[escape_row(escape)] ^ symbols[escape >> 11];
         if (is_long()) rest<false>(header, symbols, segment, plane, lane);
     }
@@ -65,11 +60,12 @@ struct Patches {
         if (lane < (counts & 0xFFFF)) plane[address] = 0;
         if (is_long()) rest<true>(header, nullptr, segment, plane, lane);
     }
-    __device__ __forceinline__ bool is_long() const { return (counts & 0xFFFF) > 32 || counts >> 16 != 0; }
+    /// More than 32 in the chunk, or some in the overflow.
+    __device__ __forceinline__ bool is_long() const { return counts > 32; }
 
     template <bool kClear>
     __device__ __forceinline__ void rest(const uint8_t* header, const uint8_t* symbols, const Segment& segment, uint8_t* plane, int lane) const {
-        const uint32_t n_inline = counts & 0xFFFF, n_over = counts >> 16;
+        const uint32_t n_inline = counts & 0xFFFF, n_over = counts >> 16, start = *(const uint32_t*)(header + 20);
 #pragma unroll 1
         for (uint32_t i = lane + 32; i < n_inline; i += 32) {
             const uint32_t escape = ((const uint16_t*)(header + kHeaderBytes))[i];

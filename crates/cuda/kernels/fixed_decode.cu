@@ -91,7 +91,7 @@ __device__ __forceinline__ void decode_to_tile(const uint8_t* chunk, int lane, f
 /// Gives an escaped element its key.
 template <WeightFormat kFormat, bool kDequantise>
 __device__ __forceinline__ void patch(const FixedDecodeParams& p, uint32_t escape, uint32_t key, const uint8_t* windows, uint32_t strip, uint8_t* tile) {
-    const uint32_t at = escape & 63, lane = escape >> 6 & 31;
+    const uint32_t at = (escape >> 9 & 3) * 16 + (escape & 15), lane = escape >> 4 & 31;
     const uint32_t row = lane / 4 + (at >> 2 & 1) * 8, col = at / 8 * 16 + lane % 4 * 2 + (at & 1) + (at >> 1 & 1) * 8;
     if constexpr (!is_int8(kFormat)) {
         *(uint16_t*)(tile + tile_address<2>(row, col)) ^= (uint16_t)((key ^ windows[row]) << (kFormat == kFixedF16x3 ? 8 : 7));

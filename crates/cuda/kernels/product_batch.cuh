@@ -14,9 +14,9 @@
 
 namespace transom {
 
-constexpr int kBatchWarps = 16, kBatchStages = 2, kBatchXStages = 3;
-/// A stage of activations is filled again when this many younger ones have been read.
-constexpr int kBatchXLag = 2;
+constexpr int kBatchWarps = 16, kBatchStages = 2;
+/// Stages of activations: one that is read, one that other warps may still read, and one on its way.
+constexpr int kBatchXStages = 3;
 
 /// Floats of workspace for a launch of that many clusters.
 constexpr size_t batch_workspace_floats(uint32_t clusters, uint32_t log_parts, uint32_t strips, uint32_t n_slices, uint32_t tokens8) {
@@ -127,17 +127,18 @@ __device__ __forceinline__ void product_batch(const ProductParams& p) {
         return tile < n_tiles;
     };
     if (first < end) {
-        for (uint32_t i = 0; i < kBatchXStages; i++) {
+        for (uint32_t i = 0; i + 1 < kBatchXStages; i++) {
             uint32_t column;
             if (columns_ahead(first, first_tile0, i, &column) && threadIdx.x == 0) fill_x(i, column);
         }
     }
     __syncwarp();
 
-    uint32_t x_stage = 0, x_parity = 0, n_read = 0;
+    uint32_t x_stage = 0, x_parity = 0;
     const uint32_t own = n_slices >> p.log_parts, slots = n_slices - own + (own > 0 ? 1 : 0);  // sum_slots
-    float* sums = p.workspace + (size_t)blockIdx.x * 2 * p.strips * slots * kTileFloats;       // [2][strip][slot][token group][128]
+    // [cluster][buffer 2][strip][slot][token group][128]
     uint32_t buffer = 0;
+    auto sums = [&](uint32_t strip, uint32_t slot) { return (float4*)p.workspace + (size_t)(((blockIdx.x * 2 + buffer) * p.strips + strip) * slots + slot) * (kTileFloats / 4); };
     for (uint32_t tile0 = first_tile0; tile0 < n_tiles; tile0 += tile_step) {
         const uint32_t tile = tile0 + warp;
         const bool here = warp < (int)p.strips && tile < n_tiles;
@@ -180,12 +181,12 @@ __device__ __forceinline__ void product_batch(const ProductParams& p) {
             batch_wait();
             if (lane == 0) barrier_arrive(x_empty + 8 * x_stage);
             if (++x_stage == kBatchXStages) x_stage = 0, x_parity ^= 1;
-            n_read++;
-            // By now the other warps have most likely read it too.
+            // The stage read before this one: by now the other warps have most likely read it too. The first time it is empty.
             uint32_t column;
-            if (n_read >= kBatchXLag && columns_ahead(c, tile0, kBatchXStages + 1 - kBatchXLag, &column) && threadIdx.x == 0) {
-                const uint32_t which = n_read - kBatchXLag, stage = which % kBatchXStages;
-                barrier_wait(x_empty + 8 * stage, which / kBatchXStages % 2);
+            if (columns_ahead(c, tile0, kBatchXStages - 1, &column) && threadIdx.x == 0) {
+                const bool is_last = x_stage + 1 == kBatchXStages;
+                const uint32_t stage = is_last ? 0 : x_stage + 1;
+                barrier_wait(x_empty + 8 * stage, is_last ? x_parity : x_parity ^ 1);
                 fill_x(stage, column);
             }
             __syncwarp();
@@ -197,7 +198,7 @@ __device__ __forceinline__ void product_batch(const ProductParams& p) {
                         for (int i = 0; i < 4; i++) total[g][i] += acc[g][i];
                 }
                 if (here && parts > 1 && (rank > 0 || c + 1 == end)) {
-                    float4* out = (float4*)(sums + ((size_t)warp * slots + (rank == 0 ? 0 : slice - own + (own > 0 ? 1 : 0))) * kTileFloats);
+                    float4* out = sums(warp, rank == 0 ? 0 : slice - own + (own > 0 ? 1 : 0));
 #pragma unroll
                     for (int g = 0; g < kTokens8; g++) {
                         float v[4];
@@ -234,7 +235,7 @@ __device__ __forceinline__ void product_batch(const ProductParams& p) {
         for (uint32_t i = rank * blockDim.x + threadIdx.x; i < n_items; i += threads) {
             const uint32_t strip = i / (kTokens8 * 32), of_strip = i % (kTokens8 * 32);
             if (tile0 + strip >= n_tiles) continue;
-            const float4* from = (const float4*)(sums + (size_t)strip * slots * kTileFloats) + of_strip;
+            const float4* from = sums(strip, 0) + of_strip;
             float4 sum = __ldcg(from);
 #pragma unroll 5
             for (uint32_t j = 1; j < slots; j++) {
@@ -246,7 +247,6 @@ __device__ __forceinline__ void product_batch(const ProductParams& p) {
         }
         // The other buffer, which every block has read when it comes here again.
         buffer ^= 1;
-        sums = p.workspace + ((size_t)blockIdx.x * 2 + buffer) * p.strips * slots * kTileFloats;
     }
 }
 

@@ -152,7 +152,7 @@ static Matrix encode(WeightFormat f, int places, const std::vector<uint16_t>& w,
                     int code = (key - window[row]) / unit;
                     if (!inside) code = 0;
                     else if (key < window[row] || code >= n_codes) {
-                        const uint32_t position = lane << 6 | at;
+                        const uint32_t position = (at / 16 * 32 + lane) * 16 + at % 16;
                         code = 0, n_escapes++;
                         if (index[key] >= 0 && n_in < (uint32_t)places) {
                             const uint16_t e = (uint16_t)(position | index[key] << 11);

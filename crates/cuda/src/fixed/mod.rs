@@ -467,7 +467,7 @@ fn store(
             // Padding: code 0 is finite, whatever the window.
             let code = if element.is_none() || escapes { 0 } else { code as u8 };
             if element.is_some() && escapes {
-                let position = (lane << 6 | at) as u16;
+                let position = byte_place(lane, at) as u16;
                 match index[usize::from(key)] {
                     Some(symbol) if n_inline < places => {
                         let place = header + HEADER_BYTES + 2 * n_inline;

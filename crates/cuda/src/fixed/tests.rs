@@ -43,7 +43,7 @@ fn decode(matrix: &FixedMatrix, chunk: &[u8], lane: usize, at: usize) -> u16 {
     };
     let mut key = chunk[header + row] + code * format.unit() as u8;
     let field = |at: usize| usize::from(u16::from_le_bytes([chunk[at], chunk[at + 1]]));
-    let position = lane << 6 | at;
+    let position = byte_place(lane, at);
     for i in 0..field(header + 16) {
         let escape = field(header + HEADER_BYTES + 2 * i);
         if escape & 2047 == position {

@@ -244,7 +244,7 @@ fn repetitions(rows: usize) -> usize {
     tiles / part.unwrap_or(tiles)
 }
 
-/// `rows` x `cols` elements of the widest matrices of a checkpoint: beside each
+/// `rows` x `cols` elements of the widest matrices of a checkpoint but embeddings: beside each
 /// other in row r are the rows r, r + `rows`, .. of all of them, one below the
 /// other.
 fn from_checkpoint(
@@ -255,8 +255,10 @@ fn from_checkpoint(
 ) -> anyhow::Result<Vec<u8>> {
     anyhow::ensure!(dtype == WeightName::Bf16, "--weights takes --dtype bf16");
     let checkpoint = Checkpoint::open(path)?;
+    // Rows of an embedding are gathered, not multiplied.
+    let is_embedding = |name: &str| ["embed", "wte", "wpe"].iter().any(|part| name.contains(part));
     let is_matrix = |info: &&transom::checkpoint::TensorInfo| {
-        info.dtype == Dtype::Bf16.name() && info.shape.len() == 2
+        info.dtype == Dtype::Bf16.name() && info.shape.len() == 2 && !is_embedding(&info.name)
     };
     let widths = checkpoint.tensors().filter(is_matrix).map(|info| info.shape[1]);
     let width = widths.max().filter(|&width| width > 0);
