@@ -138,28 +138,28 @@ PACES = (1.0, 1.0, 0.3, 0.05)
 
 
 class Machine:
-    """A GPU with its memory, executing one cluster of blocks after another."""
+    """A GPU with its memory, executing a few blocks after others."""
 
     def __init__(self, memory, rng, check_races=False):
         self.memory, self.rng = memory, rng
         self.check_races = check_races
 
-    def launch(self, kernel, grid, n_threads, n_shared, params, cluster=1):
-        """`grid`: blocks in x and y; `cluster`: blocks in y that run together."""
+    def launch(self, kernel, grid, n_threads, n_shared, params, together=1):
+        """`grid`: blocks in x and y; `together`: blocks in x that run at the same time."""
         if kernel.handlers is None:
             kernel.handlers = [find_handler(i) for i in kernel.code]
-        for x in range(grid[0]):
-            for y in range(0, grid[1], cluster):
+        for y in range(grid[1]):
+            for x in range(0, grid[0], together):
                 blocks = [
-                    Block((x, y + i), grid, n_threads, n_shared, params)
-                    for i in range(cluster)
+                    Block((x + i, y), grid, n_threads, n_shared, params)
+                    for i in range(together)
                 ]
                 try:
-                    self._run_cluster(kernel, blocks)
+                    self._run_together(kernel, blocks)
                 except KernelError as error:
                     raise KernelError(f"{kernel.name}: {error}") from None
 
-    def _run_cluster(self, kernel, blocks):
+    def _run_together(self, kernel, blocks):
         warps = []
         for block in blocks:
             races = RaceCheck(len(block.shared)) if self.check_races else None
@@ -204,7 +204,6 @@ class Machine:
         """Lets warps go on that wait for each other and are all there."""
         groups = {}
         for warp in warps:
-            groups.setdefault(("cluster",), []).append(warp)
             groups.setdefault(("block", warp.block.index), []).append(warp)
             name = ("warpgroup", warp.block.index, warp.number // 4)
             groups.setdefault(name, []).append(warp)
@@ -224,7 +223,7 @@ class Machine:
 
 class Warp:
     """32 threads. `state`: "ready", "polling", "ended", or what it waits for:
-    all warps of its "block", its "warpgroup", its "cluster"."""
+    all warps of its "block" or its "warpgroup"."""
 
     def __init__(self, machine, kernel, block, number, races):
         self.machine, self.kernel, self.block = machine, kernel, block
@@ -444,7 +443,7 @@ def _type_bytes(name):
 
 
 MEMORY_MODIFIERS = (
-    "global shared nc cg cs L1::no_allocate v2 v4 u8 u16 u32 u64 b8 b16 b32 b64 f32"
+    "acquire gpu global shared nc cg cs L1::no_allocate v2 v4 u8 u16 u32 u64 b8 b16 b32 b64 f32"
 )
 
 
@@ -499,22 +498,30 @@ def store(warp, instruction, active):
         data[index[:, i * n_bytes : (i + 1) * n_bytes]] = raw
 
 
+ATOMIC = {"min": min, "add": lambda old, new: old + new, "or": lambda old, new: old | new}
+
+
 @operation("atom", "global min u64")
-def atomic_min(warp, instruction, active):
+@operation("atom", "acq_rel gpu global add or u32 b32")
+def atomic(warp, instruction, active):
     to, place, operand = instruction.operands
     address, new = warp.address(place), warp.value(operand)
+    combine = next(ATOMIC[part] for part in instruction.parts if part in ATOMIC)
+    kind = np.uint64 if "u64" in instruction.parts else np.uint32
+    n_bytes = np.dtype(kind).itemsize
     old = np.zeros(WARP, np.uint64)
-    data, index = warp.access("global", address, 8, active, instruction, False)
+    data, index = warp.access("global", address, n_bytes, active, instruction, False)
     for lane, where in zip(_lanes_of(active), index):
-        cell = data[where[0] : where[0] + 8].view(np.uint64)
+        cell = data[where[0] : where[0] + n_bytes].view(kind)
         old[lane] = cell[0]
-        cell[0] = min(cell[0], new[lane])
+        cell[0] = combine(cell[0], kind(new[lane]))
     warp.set(to, old, active)
 
 
 @operation("griddepcontrol", "wait launch_dependents")
 @operation("createpolicy", "fractional L2::evict_first b64")
-@operation("fence", "mbarrier_init release cluster")
+@operation("fence", "mbarrier_init release cluster acq_rel gpu")
+@operation("membar", "gl")
 @operation("wgmma", "fence sync aligned")
 def nothing(_warp, _instruction, _active):
     """Of no effect here: kernels run one after another, memory has one order."""
@@ -527,14 +534,6 @@ def synchronise_warp(warp, instruction, active):
         warp.n_syncs += 1
         return None
     return "block"
-
-
-@operation("barrier", "cluster arrive release aligned")
-@operation("barrier", "cluster wait acquire aligned")
-def synchronise_cluster(_warp, instruction, active):
-    _need_all(active, instruction)
-    # Who has arrived goes on to the wait before anybody is let past it.
-    return "cluster" if "wait" in instruction.parts else None
 
 
 @operation("mbarrier", "init shared::cta b64")

@@ -64,11 +64,14 @@ def order_activations(run, x, tokens, cols, order):
     return out
 
 
-def run_product(run, segments, tokens, variant, shape=None, n_blocks=None):
+def run_product(
+    run, segments, tokens, variant, shape=None, n_blocks=None, together=None
+):
     """One product of the segments' rows, compared with the reference.
 
     `variant`: the end of the kernel's name. `shape`, for m32 and m64: strips,
-    log_parts, clusters. `n_blocks`: fewer blocks than there is work for.
+    parts, groups. `n_blocks`: fewer blocks than there is work for.
+    `together`: how many of the parts run at the same time, otherwise one or all.
     """
     memory, rng, first = run.memory, run.rng, segments[0]
     matrix_format, cols = first.format, first.cols
@@ -112,33 +115,40 @@ def run_product(run, segments, tokens, variant, shape=None, n_blocks=None):
     def warp_bytes(n_warps):
         ring = (2 * first.chunk_bytes + 127) // 128 * 128
         plane = 0 if matrix_format.startswith("dense") else 2048
-        return n_warps * (ring + plane + 16) + 128
+        return n_warps * (ring + plane + 16)
 
     groups = {"m8": 1, "m8_wide": 1, "m16": 2, "m32": 4, "m64": 8}[variant]
-    workspace = strips = log_parts = 0
-    cluster, n_warps = 1, 8
+    workspace = meetings = strips = slots = patience = 0
+    parts, n_warps = 1, 8
     if has_cores:
-        strips, log_parts, clusters = shape
-        cluster = 1 << log_parts
+        strips, parts, n_groups = shape
         n_warps = min(16, (strips + 3) // 4 * 4)
-        n_shared = warp_bytes(n_warps) + 3 * (groups * 2048 + 16)
-        grid = (clusters, cluster)
-        if cluster > 1:
-            slots = sum_slots(n_slices, cluster)
-            workspace = memory.reserve(clusters * 2 * strips * slots * groups * 512)
+        n_shared = warp_bytes(n_warps) + 3 * groups * 2048 + 256
+        grid = (parts, n_groups)
+        slots = sum_slots(n_slices, parts)
+        if parts > 1:
+            workspace = memory.reserve(n_groups * strips * slots * groups * 512)
+            meetings = memory.upload(np.zeros(2 * n_groups, np.uint32))
+            # Blocks that are not there at the same time hand over their shares.
+            together = together or int(rng.choice([1, parts]))
+            patience = int(rng.choice([0, 3] if together == 1 else [0, 3, 3000]))
     else:
-        together = 2 if variant == "m8_wide" else 1
-        slots = sum_slots(n_slices, 8 // together)
-        n_shared = warp_bytes(8) + 8 * groups * 8 * (272 if groups == 1 else 144) + 2 * together * slots * 512 * groups
-        grid = (n_blocks or (end + together - 1) // together, 1)
+        strip_tiles = 2 if variant == "m8_wide" else 1
+        slots = sum_slots(n_slices, 8 // strip_tiles)
+        x_bytes = 8 * groups * 8 * (272 if groups == 1 else 144)
+        n_shared = warp_bytes(8) + 128 + x_bytes + 2 * strip_tiles * slots * 512 * groups
+        grid = (n_blocks or (end + strip_tiles - 1) // strip_tiles, 1)
     params = packed.ljust(96, b"\0") + struct.pack(
-        "<5Q8I",
-        *(chunks, activations, y, memory.upload(bias), workspace),
-        *(rows, cols, tokens, len(segments), first.chunk_bytes, strips, log_parts),
-        x_stride,
+        "<6Q12I",
+        *(chunks, activations, y, memory.upload(bias), workspace, meetings),
+        *(rows, cols, tokens, len(segments), end, first.chunk_bytes, x_stride),
+        *(strips, parts, slots, (65535 + parts) // parts, patience),
     )
     name = f"product_{matrix_format}_{variant}"
-    run.launch(name, grid, 32 * n_warps, n_shared, params, cluster)
+    run.launch(name, grid, 32 * n_warps, n_shared, params, together or 1)
+    if parts > 1:
+        words = memory.read(meetings, 2 * grid[1], np.uint32)
+        expect_equal(words, np.zeros_like(words), f"{name}, meetings")
 
     found = run.read_written(y, (tokens, rows), np.uint16)
     expected = product(np.concatenate(weights), widen(x, kind), widen(bias, kind))
@@ -162,17 +172,17 @@ def cases(harness):
         yield case([f"fixed-{name}-47x391-0"], 1, "m8")
         yield case([f"fixed-{name}-47x391-3"], 7, "m8_wide", n_blocks=1)
         yield case([f"fixed-{name}-47x391-40"], 13, "m16", n_blocks=2)
-        shape = [(1, 1, 2), (3, 0, 1), (2, 1, 1)][number % 3]
+        shape = [(1, 2, 3), (3, 1, 1), (2, 2, 2)][number % 3]
         yield case([f"fixed-{name}-47x391-100"], 33 + number, "m64", shape=shape)
-        # Three segments, several rounds of two clusters.
+        # Three segments, several rounds or parts.
         parts = ((48, 3), (32, 40), (16, 0))
         merged = [f"fixed-{name}-{rows}x1536-{spread}" for rows, spread in parts]
-        yield case(merged, 20, "m32", shape=(1, number % 3, 2))
+        yield case(merged, 20, "m32", shape=[(1, 1, 2), (2, 5, 3), (1, 3, 6)][number % 3])
         if number in (2, 3, 6):
             yield case(merged, 8, "m8", n_blocks=4)
         if number in (0, 4, 9):
             yield case([f"fixed-{name}-1x1-100"], 2, "m16")
-        # 16 slices, clusters of 1, 2, 4 and 8 blocks.
+        # 16 slices, and from one to as many parts.
         if number in (1, 3, 5, 7):
             large = [f"fixed-{name}-64x4096-3"]
-            yield case(large, 17, "m32", shape=(4, number // 2, 1))
+            yield case(large, 17, "m32", shape=(4, [1, 3, 7, 16][number // 2], 1))

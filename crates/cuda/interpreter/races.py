@@ -45,19 +45,21 @@ def expect_caught(harness, kernel_name, number, opcodes, execute, rng):
 def cases(harness):
     """(name, function of a random generator)."""
 
-    def product(rng):
+    def product(rng, n_parts=1):
         # Two groups of four warps: one alone waits for itself in every wgmma.
         names = ["48x1536-3", "32x1536-40", "16x1536-0"]
         segments = [harness.matrix(f"fixed-bf16x3-{name}") for name in names]
-        products.run_product(harness.run(rng), segments, 32, "m32", shape=(6, 0, 1))
+        shape = (6, n_parts, 1)
+        products.run_product(
+            harness.run(rng), segments, 32, "m32", shape, together=n_parts
+        )
 
     def small_product(rng):
         segments = [harness.matrix("fixed-bf16x3-64x4096-3")]
         products.run_product(harness.run(rng), segments, 8, "m8", n_blocks=2)
 
-    def clusters(rng):
-        segments = [harness.matrix("fixed-bf16x3-48x1536-3")]
-        products.run_product(harness.run(rng), segments, 32, "m32", shape=(3, 1, 1))
+    def parts(rng):
+        product(rng, 2)
 
     def entropy_coded(rng):
         matrix = harness.matrix("rans-bf16-Usual-48x528")
@@ -67,7 +69,7 @@ def cases(harness):
     for kernel_name, opcodes, execute in [
         ("product_bf16x3_m32", "mbarrier.try_wait", product),
         ("product_bf16x3_m32", "wgmma.wait_group", product),
-        ("product_bf16x3_m32", "barrier.cluster.wait", clusters),
+        ("product_bf16x3_m32", "bar.sync", parts),
         ("product_bf16x3_m8", "mbarrier.try_wait", small_product),
         ("product_bf16x3_m8", "bar.sync", small_product),
         # The last is for copies that nothing reads.

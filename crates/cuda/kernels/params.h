@@ -48,12 +48,16 @@ struct ProductParams {
     uint16_t* y;           // [tokens][rows], BF16 or F16
     const uint16_t* bias;  // [rows] or null
     float* workspace;      // product_batch: batch_workspace_floats(..); may hold anything
+    uint32_t* meetings;    // product_batch, several parts: two words a group of tiles, zero before and after
     uint32_t rows, cols, tokens;
-    uint32_t n_segments;
+    uint32_t n_segments, n_tiles;  // n_tiles: of 16 rows, of all segments
     uint32_t chunk_bytes;  // the same for all segments, a multiple of 16
-    uint32_t strips;       // product_batch: tiles of a cluster, at most the warps of a block
-    uint32_t log_parts;    // product_batch: blocks of a cluster, 2 to the power of this
     uint32_t x_stride;     // up to 16 tokens: a multiple of 8
+    uint32_t strips;       // product_batch: tiles of a block, at most its warps
+    uint32_t parts;        // product_batch: blocks that share the slices of K, 1 to as many as slices
+    uint32_t slots;        // product_batch: sum_slots(slices, parts)
+    uint32_t part_share;   // 65536 / parts, rounded up
+    uint32_t patience;     // how often a block asks for the others before it hands over its share of the sums
 };
 
 /// Orders of activations.
@@ -73,11 +77,10 @@ struct ActivationParams {
     void* out;  // in units of 16 bytes: kRows tokens * ceil(cols / 8), otherwise ceil(tokens / 8) * ceil(cols / 128) * 128
     uint32_t cols, tokens;
     uint32_t order;  // ActivationOrder
-    uint32_t unused;
 };
 
 static_assert(sizeof(Segment) == 32 && offsetof(Segment, end_tile) == 24, "mirrored in Rust");
-static_assert(sizeof(ProductParams) == 168 && offsetof(ProductParams, x) == 104 && offsetof(ProductParams, rows) == 136, "mirrored in Rust");
+static_assert(sizeof(ProductParams) == 192 && offsetof(ProductParams, x) == 104 && offsetof(ProductParams, rows) == 144, "mirrored in Rust");
 static_assert(sizeof(ActivationParams) == 32, "mirrored in Rust");
 
 }  // namespace transom

@@ -101,7 +101,7 @@ __device__ __forceinline__ void product(const ProductParams& p) {
     asm volatile("griddepcontrol.launch_dependents;");
     __syncwarp();
 
-    const uint32_t n_tiles = p.segments[p.n_segments - 1].end_tile, n_groups = (n_tiles + kTogether - 1) / kTogether;
+    const uint32_t n_groups = (p.n_tiles + kTogether - 1) / kTogether;
     const uint32_t rounds = (n_groups - blockIdx.x + gridDim.x - 1) / gridDim.x;
     const uint32_t slice_first = n_slices * group / kApart, slice_last = n_slices * (group + 1) / kApart;
     const uint32_t first = min(across, slice_begin(p.rows, p.cols, slice_first) / kChunkCols);
@@ -122,7 +122,7 @@ __device__ __forceinline__ void product(const ProductParams& p) {
 
     for (uint32_t round = 0; round < rounds; round++) {
         const uint32_t tile = (blockIdx.x + round * gridDim.x) * kTogether + strip;
-        if (tile < n_tiles) {
+        if (tile < p.n_tiles) {
             const uint32_t segment = locate(p, tile).segment;
             float steps[2];
             load_steps<kFormat>(p, tile, lane, steps);

@@ -1,12 +1,12 @@
 // Fused product y[M,N] = x[M,K] * W[N,K]^T from fixed-rate weights for 17 to
 // 64 tokens, and its dense twin: the same kernel, only decode_half differs.
 //
-// A cluster of blocks has up to 16 tiles of 16 rows, a warp of each block one (with up to 8, two blocks fit an SM);
-// its blocks have each an equal share of the slices of K. A warp decodes its
-// weights into registers, and four warps multiply theirs (wgmma) with
-// activations in shared memory, which a ring holds for all warps of the block.
-// With one block a cluster the sums stay in registers; with more they meet in
-// the workspace. They are added in order.
+// A block has up to 16 tiles of 16 rows, a warp each (with up to 8, two blocks
+// fit an SM), and where rows are few one of several parts of the slices of K. A
+// warp decodes its weights into registers, and four warps multiply theirs
+// (wgmma) with activations in shared memory, which a ring holds for all warps.
+// Where a block has all slices the sums stay in registers. Otherwise they meet
+// in the workspace, and each block of the tiles adds a share of them in order.
 #pragma once
 
 #include "mma.cuh"
@@ -17,17 +17,20 @@ namespace transom {
 constexpr int kBatchWarps = 16, kBatchStages = 2;
 /// Stages of activations: one that is read, one that other warps may still read, and one on its way.
 constexpr int kBatchXStages = 3;
+/// Bytes of what all warps of a block share beside activations: barriers, a word, symbols of escapes.
+constexpr uint32_t kBatchCommon = 256;
+static_assert(16 * kBatchXStages + 16 + 96 <= kBatchCommon, "");
 
-/// Floats of workspace for a launch of that many clusters.
-constexpr size_t batch_workspace_floats(uint32_t clusters, uint32_t log_parts, uint32_t strips, uint32_t n_slices, uint32_t tokens8) {
-    return log_parts == 0 ? 0 : (size_t)clusters * 2 * strips * sum_slots(n_slices, 1u << log_parts) * tokens8 * 128;
+/// Floats of workspace for a launch.
+constexpr size_t batch_workspace_floats(uint32_t groups, uint32_t parts, uint32_t strips, uint32_t n_slices, uint32_t tokens8) {
+    return parts == 1 ? 0 : (size_t)groups * strips * sum_slots(n_slices, parts) * tokens8 * 128;
 }
 
 /// Shared memory of a block of `warps` warps.
 template <WeightFormat kFormat, int kTokens8>
 constexpr uint32_t batch_shared_bytes(uint32_t chunk_bytes, uint32_t warps) {
-    return warps * ((kBatchStages * chunk_bytes + 127) / 128 * 128) + (is_dense(kFormat) ? 0 : warps * kChunkElems) + kBatchXStages * kTokens8 * 2048 + 128 +
-           warps * kBatchStages * 8 + kBatchXStages * 16;
+    return warps * ((kBatchStages * chunk_bytes + 127) / 128 * 128) + (is_dense(kFormat) ? 0 : warps * kChunkElems) + kBatchXStages * kTokens8 * 2048 + kBatchCommon +
+           warps * kBatchStages * 8;
 }
 
 #ifdef __CUDACC__
@@ -59,8 +62,35 @@ __device__ __forceinline__ void batch_wait() {
 #endif
 }
 
-/// All blocks of a cluster wait for each other; what they wrote before is seen after.
-__device__ __forceinline__ void cluster_sync() { asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+/// Blocks that meet at two words of memory, zero before and after. None waits for long for one that may not be running:
+/// it hands its share of what is to be done to the last that comes.
+struct Meeting {
+    uint32_t* words;  // how many have come, and from bit 16 on whose shares were handed over; how many shares are done
+    uint32_t parts, patience;
+
+    /// For one thread, when the block's results are written. Returns the shares that the block is to do, a bit each.
+    __device__ uint32_t arrive(uint32_t rank) const {
+        const uint32_t before = add(words, 1), own = 1u << rank;
+        if ((before & 0xFFFF) + 1 == parts) return own | before >> 16;
+        for (uint32_t i = 0; i < patience; i++) {
+            uint32_t now;
+            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(words) : "memory");
+            if ((now & 0xFFFF) == parts) return own;
+        }
+        uint32_t last;
+        asm volatile("atom.acq_rel.gpu.global.or.b32 %0, [%1], %2;" : "=r"(last) : "l"(words), "r"(own << 16) : "memory");
+        return (last & 0xFFFF) == parts ? own : 0;
+    }
+    /// For one thread, when the shares are done. The words are zero again after the last.
+    __device__ void leave(uint32_t shares) const {
+        if (add(words + 1, __popc(shares)) + __popc(shares) == parts) words[0] = words[1] = 0;
+    }
+    static __device__ uint32_t add(uint32_t* to, uint32_t n) {
+        uint32_t before;
+        asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(to), "r"(n) : "memory");
+        return before;
+    }
+};
 
 template <WeightFormat kFormat, int kTokens8>
 __device__ __forceinline__ void product_batch(const ProductParams& p) {
@@ -69,23 +99,25 @@ __device__ __forceinline__ void product_batch(const ProductParams& p) {
     constexpr uint32_t kXBytes = kTokens8 * 2048;
     extern __shared__ __align__(128) uint8_t shared[];
     const int n_warps = blockDim.x / 32, warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = lane_index();
-    // A grid of [clusters][parts]. No division by what is not known when compiling: it is done a lane at a time, and
-    // the compiler would no longer know that the loops below are the same for all lanes.
-    const uint32_t parts = 1u << p.log_parts, rank = blockIdx.y, n_clusters = gridDim.x;
+    // A grid of [groups of tiles][parts]. No division by what is not known when compiling: it is done a lane at a time,
+    // and the compiler would no longer know that the loops below are the same for all lanes.
+    const uint32_t parts = p.parts, rank = blockIdx.x, n_groups = gridDim.y;
+    auto share = [&](uint32_t n, uint32_t i) { return n * i * p.part_share >> 16; };  // n * i / parts, for up to 16 parts of 256
     const uint32_t bytes = kDense ? chunk_bytes(kFormat, 0) : p.chunk_bytes;
     const uint32_t ring_bytes = (kBatchStages * bytes + 127) / 128 * 128;
     const uint32_t n_slices = slices(p.rows, p.cols), across = (p.cols + kChunkCols - 1) / kChunkCols;
 
-    // Activations first: their addresses are the same for all warps.
+    // What all warps share comes first: its addresses are known when compiling.
     const uint32_t x_ring = shared_address(shared);
-    uint8_t* at = shared + kBatchXStages * kXBytes;
+    uint8_t* symbols = shared + kBatchXStages * kXBytes;
+    const uint32_t x_full = shared_address(symbols + 128), x_empty = x_full + 8 * kBatchXStages;
+    uint32_t* shares = (uint32_t*)(symbols + 128 + 16 * kBatchXStages);
+    uint8_t* at = shared + kBatchXStages * kXBytes + kBatchCommon;
     uint8_t* ring_memory = at + warp * ring_bytes;
     at += n_warps * ring_bytes;
     uint8_t* plane = at + warp * kChunkElems;
     at += kDense ? 0 : n_warps * kChunkElems;
-    uint8_t* symbols = at;
-    at += 128;
-    const uint32_t x_full = shared_address(at), x_empty = x_full + 8 * kBatchXStages, bar = x_empty + 8 * kBatchXStages + warp * kBatchStages * 8;
+    const uint32_t bar = shared_address(at) + warp * kBatchStages * 8;
 
     if (threadIdx.x == 0) {
         for (int i = 0; i < kBatchXStages; i++) barrier_init(x_full + 8 * i, 1), barrier_init(x_empty + 8 * i, n_warps);
@@ -97,14 +129,13 @@ __device__ __forceinline__ void product_batch(const ProductParams& p) {
     asm volatile("griddepcontrol.launch_dependents;");
     __syncwarp();
 
-    const uint32_t n_tiles = p.segments[p.n_segments - 1].end_tile;
-    const uint32_t slice_first = n_slices * rank >> p.log_parts, slice_last = n_slices * (rank + 1) >> p.log_parts;
+    const uint32_t slice_first = share(n_slices, rank), slice_last = share(n_slices, rank + 1);
     const uint32_t first = min(across, slice_begin(p.rows, p.cols, slice_first) / kChunkCols);
     const uint32_t end = min(across, slice_begin(p.rows, p.cols, slice_last) / kChunkCols);
 
-    // Beyond the strips of the cluster: no tile.
-    const uint32_t first_tile = warp < (int)p.strips ? blockIdx.x * p.strips + warp : n_tiles;
-    ChunkRing<kBatchStages> ring(p, ring_memory, bar, bytes, first, end, first_tile, n_clusters * p.strips);
+    // Beyond the strips of the block: no tile.
+    const uint32_t first_tile = warp < (int)p.strips ? blockIdx.y * p.strips + warp : p.n_tiles;
+    ChunkRing<kBatchStages> ring(p, ring_memory, bar, bytes, first, end, first_tile, n_groups * p.strips);
     for (int i = 0; i < kBatchStages; i++) ring.fill(p, lane, i);
     if (!kDense) {
         for (int i = lane; i < (int)kChunkElems / 16; i += 32) ((uint4*)plane)[i] = make_uint4(0, 0, 0, 0);
@@ -120,11 +151,11 @@ __device__ __forceinline__ void product_batch(const ProductParams& p) {
         barrier_expect(x_full + 8 * stage, x_bytes);
         copy_activations(x_ring + stage * kXBytes, (const uint8_t*)p.x + (size_t)column * x_bytes, x_bytes, x_full + 8 * stage);
     };
-    const uint32_t first_tile0 = blockIdx.x * p.strips, tile_step = n_clusters * p.strips;
+    const uint32_t first_tile0 = blockIdx.y * p.strips, tile_step = n_groups * p.strips;
     // The stage's columns, `ahead` of column c of the tiles at `tile`; none behind the last tiles.
     auto columns_ahead = [&](uint32_t c, uint32_t tile, uint32_t ahead, uint32_t* column) {
         for (*column = c + ahead; *column >= end; *column -= end - first) tile += tile_step;
-        return tile < n_tiles;
+        return tile < p.n_tiles;
     };
     if (first < end) {
         for (uint32_t i = 0; i + 1 < kBatchXStages; i++) {
@@ -135,14 +166,16 @@ __device__ __forceinline__ void product_batch(const ProductParams& p) {
     __syncwarp();
 
     uint32_t x_stage = 0, x_parity = 0;
-    const uint32_t own = n_slices >> p.log_parts, slots = n_slices - own + (own > 0 ? 1 : 0);  // sum_slots
-    // [cluster][buffer 2][strip][slot][token group][128]
-    uint32_t buffer = 0;
-    auto sums = [&](uint32_t strip, uint32_t slot) { return (float4*)p.workspace + (size_t)(((blockIdx.x * 2 + buffer) * p.strips + strip) * slots + slot) * (kTileFloats / 4); };
-    for (uint32_t tile0 = first_tile0; tile0 < n_tiles; tile0 += tile_step) {
+    // [group][strip][slot][token group][128]; parts have one group each.
+    // [group][strip][slot][token group][128]; parts have one group each.
+    auto sums = [&](uint32_t strip, uint32_t slot) { return (float4*)p.workspace + (size_t)((blockIdx.y * p.strips + strip) * p.slots + slot) * (kTileFloats / 4); };
+    auto write = [&](float4* to, const float (&v)[kTokens8][4]) {
+#pragma unroll
+        for (int g = 0; g < kTokens8; g++) to[g * 32 + lane] = make_float4(v[g][0], v[g][1], v[g][2], v[g][3]);
+    };
+    for (uint32_t tile0 = first_tile0; tile0 < p.n_tiles; tile0 += tile_step) {
         const uint32_t tile = tile0 + warp;
-        const bool here = warp < (int)p.strips && tile < n_tiles;
-        const uint32_t segment = here ? locate(p, tile).segment : 0;
+        const bool here = warp < (int)p.strips && tile < p.n_tiles;
         float steps[2] = {};
         if (here) load_steps<kFormat>(p, tile, lane, steps);
         float acc[kTokens8][4] = {}, total[kTokens8][4];
@@ -151,13 +184,13 @@ __device__ __forceinline__ void product_batch(const ProductParams& p) {
 #pragma unroll
             for (int i = 0; i < 4; i++) total[g][i] = -0.0f;  // -0 + s is s for every s
         uint32_t slice = slice_first;
-        uint32_t border = min(across, slice_begin(p.rows, p.cols, slice + 1) / kChunkCols);
         for (uint32_t c = first; c < end; c++) {
             // A warp without a tile decodes what lies in its memory, which no result depends on: without a branch the
             // compiler knows that the loop is the same for all lanes.
             const uint8_t* chunk = ring.wait_if(here);
             const uint8_t* header = chunk + header_offset(kFormat);
             Patches patches = {};
+            const uint32_t segment = kDense || !here ? 0 : locate(p, tile).segment;
             if (!kDense) {
                 patches.put(header, symbols + segment * 32, p.segments[segment], plane, lane, here);
                 __syncwarp();
@@ -190,29 +223,14 @@ __device__ __forceinline__ void product_batch(const ProductParams& p) {
                 fill_x(stage, column);
             }
             __syncwarp();
-            if (c + 1 == border) {
-                if (rank == 0) {
-#pragma unroll
-                    for (int g = 0; g < kTokens8; g++)
-#pragma unroll
-                        for (int i = 0; i < 4; i++) total[g][i] += acc[g][i];
-                }
-                if (here && parts > 1 && (rank > 0 || c + 1 == end)) {
-                    float4* out = sums(warp, rank == 0 ? 0 : slice - own + (own > 0 ? 1 : 0));
-#pragma unroll
-                    for (int g = 0; g < kTokens8; g++) {
-                        float v[4];
-#pragma unroll
-                        for (int i = 0; i < 4; i++) v[i] = rank == 0 ? total[g][i] : acc[g][i];
-                        out[g * 32 + lane] = make_float4(v[0], v[1], v[2], v[3]);
-                    }
-                }
+            if (c + 1 == min(across, slice_begin(p.rows, p.cols, slice + 1) / kChunkCols)) {
+                // The first part adds its slices, the others hand over each.
+                if (rank > 0 && here) write(sums(warp, slice + p.slots - n_slices), acc);
 #pragma unroll
                 for (int g = 0; g < kTokens8; g++)
 #pragma unroll
-                    for (int i = 0; i < 4; i++) acc[g][i] = 0;
+                    for (int i = 0; i < 4; i++) total[g][i] += acc[g][i], acc[g][i] = 0;
                 slice++;
-                border = min(across, slice_begin(p.rows, p.cols, slice + 1) / kChunkCols);
             }
         }
         // Four results of lane `l`: rows l / 4 and l / 4 + 8, two tokens.
@@ -230,23 +248,31 @@ __device__ __forceinline__ void product_batch(const ProductParams& p) {
             }
             continue;
         }
-        cluster_sync();
-        const uint32_t n_items = p.strips * kTokens8 * 32, threads = parts * blockDim.x;
-        for (uint32_t i = rank * blockDim.x + threadIdx.x; i < n_items; i += threads) {
-            const uint32_t strip = i / (kTokens8 * 32), of_strip = i % (kTokens8 * 32);
-            if (tile0 + strip >= n_tiles) continue;
-            const float4* from = sums(strip, 0) + of_strip;
-            float4 sum = __ldcg(from);
+        if (rank == 0 && here) write(sums(warp, 0), total);
+        const Meeting meeting = {p.meetings + 2 * blockIdx.y, parts, p.patience};
+        __threadfence();
+        __syncthreads();
+        if (threadIdx.x == 0) *shares = meeting.arrive(rank);
+        __syncthreads();
+        const uint32_t n_items = p.strips * kTokens8 * 32;
+        for (uint32_t part = 0; part < parts; part++) {
+            if ((*shares >> part & 1) == 0) continue;
+            const uint32_t items_end = part + 1 == parts ? n_items : n_items / parts * (part + 1);
+            for (uint32_t i = n_items / parts * part + threadIdx.x; i < items_end; i += blockDim.x) {
+                const uint32_t strip = i / (kTokens8 * 32), of_strip = i % (kTokens8 * 32);
+                if (tile0 + strip >= p.n_tiles) continue;
+                const float4* from = sums(strip, 0) + of_strip;
+                float4 sum = __ldcg(from);
 #pragma unroll 5
-            for (uint32_t j = 1; j < slots; j++) {
-                const float4 v = __ldcg(from + j * (kTileFloats / 4));
-                sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+                for (uint32_t j = 1; j < p.slots; j++) {
+                    const float4 v = __ldcg(from + j * (kTileFloats / 4));
+                    sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+                }
+                const float v[4] = {sum.x, sum.y, sum.z, sum.w};
+                store(tile0 + strip, of_strip / 32, of_strip % 32, v);
             }
-            const float v[4] = {sum.x, sum.y, sum.z, sum.w};
-            store(tile0 + strip, of_strip / 32, of_strip % 32, v);
         }
-        // The other buffer, which every block has read when it comes here again.
-        buffer ^= 1;
+        if (threadIdx.x == 0 && *shares != 0) meeting.leave(*shares);
     }
 }
 

@@ -84,20 +84,20 @@ template <int kStages>
 struct ChunkRing {
     uint8_t* memory;   // [kStages] chunks
     uint32_t barrier;  // [kStages]
-    uint32_t bytes, first, end, step, n_tiles;
+    uint32_t bytes, first, end, step;
     uint32_t stage = 0, parity = 0;
     // What is copied next, and where it lies, in units of 16 bytes: registers are scarce.
     uint32_t tile, column, source;
 
     __device__ __forceinline__ ChunkRing(const ProductParams& p, uint8_t* memory, uint32_t barrier, uint32_t bytes, uint32_t first, uint32_t end, uint32_t tile, uint32_t step)
-        : memory(memory), barrier(barrier), bytes(bytes), first(first), end(end), step(step), n_tiles(p.segments[p.n_segments - 1].end_tile), tile(first < end ? tile : n_tiles), column(first) {
+        : memory(memory), barrier(barrier), bytes(bytes), first(first), end(end), step(step), tile(first < end ? tile : p.n_tiles), column(first) {
         source = (tile * across(p) + first) * (bytes / 16);
     }
     static __device__ __forceinline__ uint32_t across(const ProductParams& p) { return (p.cols + kChunkCols - 1) / kChunkCols; }
 
     /// Fills stage `at` with the next chunk, if there is one.
     __device__ __forceinline__ void fill(const ProductParams& p, int lane, uint32_t at) {
-        if (tile >= n_tiles) return;
+        if (tile >= p.n_tiles) return;
         if (lane == 0) {
             barrier_expect(barrier + 8 * at, bytes);
             copy_weights(shared_address(memory) + at * bytes, p.chunks + (size_t)source * 16, bytes, barrier + 8 * at);

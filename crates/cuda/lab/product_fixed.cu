@@ -247,75 +247,57 @@ struct Variant {
 
 static int n_sms = 132;
 static float* workspace;
-constexpr size_t kWorkspace = 512u << 20;
+static uint32_t* meetings;
+constexpr size_t kWorkspace = 512u << 20, kMeetings = 1 << 14;
 
-/// Blocks an SM, strips a cluster and blocks a cluster of product_batch, as in src/product/shape.rs.
+/// Blocks an SM, strips a block, and blocks that share K, of product_batch, as in src/product/shape.rs.
 struct Shape {
-    uint32_t per_sm, strips, parts, clusters;
+    uint32_t per_sm, strips, parts, groups;
 };
-struct AtOnce {
-    uint32_t per_sm, parts, clusters;
-};
-static Shape shape_of(uint32_t tiles, uint32_t n_slices, const std::vector<AtOnce>& at_once) {
+static Shape shape_of(uint32_t tiles, uint32_t across, uint32_t n_slices, uint32_t tokens8, const std::vector<uint32_t>& sizes) {
     Shape best = {};
-    uint64_t least = ~0ull;
-    for (const AtOnce& a : at_once) {
-        if (a.clusters == 0 || a.parts > n_slices) continue;
-        for (uint32_t strips = 1; strips <= kBatchWarps / a.per_sm; strips++) {
-            const uint32_t groups = (tiles + strips - 1) / strips, rounds = (groups + a.clusters - 1) / a.clusters;
-            const uint64_t work = rounds * (std::max(a.per_sm * strips, 10u) * ((n_slices + a.parts - 1) / a.parts) * (9 + a.per_sm) + (a.parts > 1 ? 160 : 0));
-            if (work <= least) least = work, best = {a.per_sm, strips, a.parts, std::min(groups, a.clusters)};
-        }
-    }
+    double least = 1e30;
+    for (uint32_t per_sm : sizes)
+        for (uint32_t parts = 1; parts <= n_slices; parts++)
+            for (uint32_t strips = 1; strips <= kBatchWarps / per_sm; strips++) {
+                const uint32_t groups = (tiles + strips - 1) / strips, at_once = n_sms * per_sm;
+                const double rounds = (groups * parts + at_once - 1) / at_once, chunks = (double)across / n_slices * ((n_slices + parts - 1) / parts);
+                // Clocks: 150 a chunk where ten warps or more keep an SM busy.
+                double work = rounds * std::max(per_sm * strips, 10u) * chunks * 150 * (per_sm == 2 ? 1.1 : 1);
+                if (parts > 1) work += 2000 + (double)sum_slots(n_slices, parts) * strips * per_sm / parts * tokens8 * 8;
+                if (work <= least) least = work, best = {per_sm, strips, parts, parts > 1 ? groups : std::min(groups, at_once)};
+            }
     return best;
 }
-static void batch_config(const Variant& v, uint32_t chunk_bytes, const Shape& s, cudaLaunchConfig_t& config, cudaLaunchAttribute& attribute) {
-    const uint32_t warps = std::min((s.strips + 3) / 4 * 4, kBatchWarps / s.per_sm);
-    config.gridDim = dim3(s.clusters, s.parts), config.blockDim = dim3(32 * warps), config.dynamicSmemBytes = v.shared(chunk_bytes, warps);
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.y = s.parts, attribute.val.clusterDim.x = attribute.val.clusterDim.z = 1;
-    config.attrs = &attribute, config.numAttrs = 1;
-}
 static Shape shape_of(const Variant& v, const ProductParams& p) {
-    static std::map<std::pair<std::string, uint32_t>, std::vector<AtOnce>> known;
-    std::vector<AtOnce>& at_once = known[{v.name, p.chunk_bytes}];
-    if (at_once.empty()) {
-        CHECK(cudaFuncSetAttribute((const void*)v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 227 << 10));
-        for (uint32_t per_sm = 1; per_sm <= 2; per_sm++)
-            for (uint32_t parts = 1; parts <= 8; parts *= 2) {
-                cudaLaunchConfig_t config = {};
-                cudaLaunchAttribute attribute;
-                batch_config(v, p.chunk_bytes, {per_sm, kBatchWarps / per_sm, parts, 1}, config, attribute);
-                int clusters = 0;
-                CHECK(cudaOccupancyMaxActiveClusters(&clusters, (const void*)v.kernel, &config));
-                at_once.push_back({per_sm, parts, (uint32_t)clusters});
-                printf("%s: %d clusters of %d blocks at once, %d an SM\n", v.name.c_str(), clusters, parts, per_sm);
-            }
-    }
-    const uint32_t tiles = p.segments[p.n_segments - 1].end_tile;
-    Shape shape = shape_of(tiles, slices(p.rows, p.cols), at_once);
+    std::vector<uint32_t> sizes = {1};
+    if (v.shared(p.chunk_bytes, kBatchWarps / 2) <= 112 << 10) sizes.push_back(2);
+    Shape shape = shape_of(p.n_tiles, (p.cols + 127) / 128, slices(p.rows, p.cols), v.tokens8, sizes);
     // per_sm,strips,parts
     if (const char* forced = getenv("SHAPE")) {
         sscanf(forced, "%u,%u,%u", &shape.per_sm, &shape.strips, &shape.parts);
-        for (auto& a : at_once)
-            if (a.per_sm == shape.per_sm && a.parts == shape.parts) shape.clusters = std::min(a.clusters, (tiles + shape.strips - 1) / shape.strips);
+        shape.groups = (p.n_tiles + shape.strips - 1) / shape.strips;
+        if (shape.parts == 1) shape.groups = std::min<uint32_t>(shape.groups, n_sms * shape.per_sm);
     }
     return shape;
 }
 
 static void launch(const Variant& v, ProductParams p, bool chained, cudaStream_t stream) {
-    const uint32_t tiles = p.segments[p.n_segments - 1].end_tile;
+    p.n_tiles = p.segments[p.n_segments - 1].end_tile;
     cudaLaunchConfig_t config = {};
-    cudaLaunchAttribute attributes[2];
+    cudaLaunchAttribute attributes[1];
     int n_attributes = 0;
     if (v.together > 0) {
         config.dynamicSmemBytes = v.shared(p.chunk_bytes, slices(p.rows, p.cols));
-        config.gridDim = dim3(std::min<uint32_t>(v.blocks * n_sms, (tiles + v.together - 1) / v.together));
+        config.gridDim = dim3(std::min<uint32_t>(v.blocks * n_sms, (p.n_tiles + v.together - 1) / v.together));
         config.blockDim = dim3(32 * v.together * v.apart);
     } else {
         const Shape shape = shape_of(v, p);
-        p.strips = shape.strips, p.log_parts = (uint32_t)__builtin_ctz(shape.parts);
-        batch_config(v, p.chunk_bytes, shape, config, attributes[n_attributes++]);
+        const uint32_t warps = std::min((shape.strips + 3) / 4 * 4, kBatchWarps / shape.per_sm), n_slices = slices(p.rows, p.cols);
+        p.strips = shape.strips, p.parts = shape.parts, p.part_share = (65535 + shape.parts) / shape.parts, p.slots = sum_slots(n_slices, shape.parts);
+        p.meetings = meetings, p.patience = getenv("PATIENCE") ? atoi(getenv("PATIENCE")) : 64;
+        if (batch_workspace_floats(shape.groups, shape.parts, shape.strips, n_slices, v.tokens8) * 4 > kWorkspace || shape.groups > kMeetings) printf("workspace\n"), exit(1);
+        config.gridDim = dim3(shape.parts, shape.groups), config.blockDim = dim3(32 * warps), config.dynamicSmemBytes = v.shared(p.chunk_bytes, warps);
     }
     CHECK(cudaFuncSetAttribute((const void*)v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, config.dynamicSmemBytes));
     config.stream = stream;
@@ -722,7 +704,13 @@ static void time_all(const std::vector<int>& batches, const std::vector<int>& wh
                     CHECK(cudaMemcpy(out.data(), y, out.size() * 2, cudaMemcpyDeviceToHost));
                     if (reference[i].empty()) reference[i] = out;
                     const bool comparable = !is_int8(f), same = memcmp(out.data(), reference[i].data(), out.size() * 2) == 0;
-                    printf("%6dx%5d M %2d %-28s %6.3f bits %4.1f%% esc %8.2f us %5.2f TB/s | gemmex %8.2f best %8.2f | %.3f%s\n", n, k, batches[i], v->name.c_str(), m.bits, 100 * m.escapes, us,
+                    std::string name = v->name;
+                    if (v->together == 0) {
+                        p.n_tiles = n / 16;
+                        const Shape shape = shape_of(*v, p);
+                        name += " " + std::to_string(shape.per_sm) + "," + std::to_string(shape.strips) + "," + std::to_string(shape.parts);
+                    }
+                    printf("%6dx%5d M %2d %-28s %6.3f bits %4.1f%% esc %8.2f us %5.2f TB/s | gemmex %8.2f best %8.2f | %.3f%s\n", n, k, batches[i], name.c_str(), m.bits, 100 * m.escapes, us,
                            bytes / us / 1e6, gemm[i], best[i], best[i] / us, comparable && !same ? " DIFFERS" : "");
                     fflush(stdout);
                 }
@@ -750,6 +738,8 @@ int main(int argc, char** argv) {
     CHECK(cudaGetDeviceProperties(&device, 0));
     n_sms = device.multiProcessorCount;
     CHECK(cudaMalloc(&workspace, kWorkspace));
+    CHECK(cudaMalloc(&meetings, kMeetings * 8));
+    CHECK(cudaMemset(meetings, 0, kMeetings * 8));
     printf("%s, %d SMs\n", device.name, n_sms);
     if (argc > 1 && !strcmp(argv[1], "time")) {
         time_all(numbers(argc > 2 ? argv[2] : "1,8,16,32,64"), numbers(argc > 3 ? argv[3] : "0,1,2,3,4,5,6,7,8"));

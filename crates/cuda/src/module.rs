@@ -117,21 +117,13 @@ pub struct Launch {
     /// of it in the stream has finished, and waits where it says
     /// `griddepcontrol.wait`.
     pub dependent: bool,
-    /// Blocks of a cluster, which run at the same time; the grid is a multiple of it.
-    pub cluster: [u32; 3],
 }
 
 impl Launch {
     /// `n_blocks` blocks of `n_threads` threads, in one dimension.
     #[must_use]
     pub const fn new(n_blocks: u32, n_threads: u32) -> Self {
-        Self {
-            grid: [n_blocks, 1, 1],
-            block: [n_threads, 1, 1],
-            shared_bytes: 0,
-            dependent: false,
-            cluster: [1; 3],
-        }
+        Self { grid: [n_blocks, 1, 1], block: [n_threads, 1, 1], shared_bytes: 0, dependent: false }
     }
 
     /// With dynamic shared memory.
@@ -146,31 +138,15 @@ impl Launch {
         Self { dependent, ..self }
     }
 
-    /// With clusters of blocks.
-    #[must_use]
-    pub const fn cluster(self, cluster: [u32; 3]) -> Self {
-        Self { cluster, ..self }
-    }
-
     /// What the driver wants to know besides the sizes.
     fn attributes(&self) -> Vec<sys::CUlaunchAttribute> {
-        use sys::CUlaunchAttributeID as Id;
-        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
-        let empty = sys::CUlaunchAttributeValue { pad: [0; 64] };
-        let mut attributes = Vec::new();
-        if self.dependent {
-            let mut value = empty;
-            value.programmaticStreamSerializationAllowed = 1;
-            let id = Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-            attributes.push(attribute(id, value));
+        if !self.dependent {
+            return Vec::new();
         }
-        if self.cluster != [1; 3] {
-            let [x, y, z] = self.cluster;
-            let mut value = empty;
-            value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z };
-            attributes.push(attribute(Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, value));
-        }
-        attributes
+        let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+        value.programmaticStreamSerializationAllowed = 1;
+        vec![sys::CUlaunchAttribute { id, pad: [0; 4], value }]
     }
 
     fn config(
@@ -211,28 +187,6 @@ impl Function {
         // SAFETY: the kernel is loaded as long as `self.device` is there.
         unsafe { result::function::set_function_attribute(self.raw, attribute, bytes as i32) }
             .context("cuFuncSetAttribute")
-    }
-
-    /// Clusters of such a launch that the GPU holds at a time.
-    ///
-    /// # Errors
-    ///
-    /// What the driver reports.
-    pub fn clusters_at_once(&self, launch: Launch) -> Result<u32> {
-        if launch.cluster == [1; 3] {
-            let per_sm = self.blocks_per_sm(launch.block.iter().product(), launch.shared_bytes)?;
-            return Ok(per_sm * self.device.info().n_sms);
-        }
-        self.device.bind()?;
-        let mut attributes = launch.attributes();
-        let config = launch.config(std::ptr::null_mut(), &mut attributes);
-        let mut found = 0;
-        // SAFETY: the kernel is loaded as long as `self.device` is there; `found`,
-        // the configuration and its attributes outlive the call.
-        unsafe { sys::cuOccupancyMaxActiveClusters(&raw mut found, self.raw, &raw const config) }
-            .result()
-            .context("cuOccupancyMaxActiveClusters")?;
-        Ok(found.max(0) as u32)
     }
 
     /// Blocks that one multiprocessor holds at a time.

@@ -17,12 +17,15 @@ use crate::stream::Stream;
 pub(crate) mod params;
 mod shape;
 
-use params::Order;
+use params::ActivationOrder;
 use shape::{BATCH_TOKENS, Variants, Weights};
 
 /// Tokens that one product takes at most.
 pub const MAX_TOKENS: usize = 64;
 const MAX_SEGMENTS: usize = 3;
+/// How often a block asks whether the others are done before it leaves its share of the sums to the last of them:
+/// some tens of microseconds.
+const PATIENCE: u32 = 64;
 
 /// Weights of one to three row segments in GPU memory, with the kernels for them.
 #[derive(Debug)]
@@ -54,6 +57,8 @@ struct Segment {
 pub struct Scratch {
     x: DeviceBuffer<u32>,
     workspace: DeviceBuffer<f32>,
+    /// Zero between products.
+    meetings: DeviceBuffer<u32>,
 }
 
 impl Product {
@@ -128,6 +133,7 @@ impl Product {
             format,
             chunk_bytes,
             n_tiles: rows.div_ceil(CHUNK_ROWS),
+            across: first.cols.div_ceil(CHUNK_COLS),
             n_slices: shape::n_slices(first.cols),
         };
         Ok(Self {
@@ -171,6 +177,7 @@ impl Product {
         Ok(Scratch {
             x: DeviceBuffer::new(device, n_words)?,
             workspace: DeviceBuffer::new(device, self.variants.workspace_floats())?,
+            meetings: DeviceBuffer::new(device, self.variants.meeting_words())?,
         })
     }
 
@@ -201,10 +208,12 @@ impl Product {
         let variant = self.variants.choose(n_tokens);
         let floats = variant.workspace_floats;
         check("workspace", scratch.workspace.len(), scratch.workspace.len().max(floats))?;
+        let words = self.variants.meeting_words();
+        check("meetings", scratch.meetings.len(), scratch.meetings.len().max(words))?;
         let x_stride = self.cols.next_multiple_of(8);
         let order = match n_tokens {
-            BATCH_TOKENS.. => Some(Order::CoreMatrices),
-            _ if x_stride != self.cols => Some(Order::Rows),
+            BATCH_TOKENS.. => Some(ActivationOrder::CoreMatrices),
+            _ if x_stride != self.cols => Some(ActivationOrder::Rows),
             _ => None,
         };
         if let Some(order) = order {
@@ -227,14 +236,19 @@ impl Product {
             y: y.address(),
             bias: self.bias.as_ref().map_or(0, DeviceBuffer::address),
             workspace: scratch.workspace.address(),
+            meetings: scratch.meetings.address(),
             rows: self.rows as u32,
             cols: self.cols as u32,
             tokens: n_tokens as u32,
             n_segments: self.segments.len() as u32,
+            n_tiles: self.rows.div_ceil(CHUNK_ROWS) as u32,
             chunk_bytes: self.chunk_bytes as u32,
-            strips: variant.strips,
-            log_parts: variant.log_parts,
             x_stride: x_stride as u32,
+            strips: variant.shape.strips as u32,
+            parts: variant.shape.parts as u32,
+            slots: variant.slots as u32,
+            part_share: 65_536_u32.div_ceil(variant.shape.parts as u32),
+            patience: PATIENCE,
         };
         // SAFETY: the segments hold what `FixedMatrix` describes, the lengths of the
         // others were checked above, and freeing a buffer waits for the kernel.
@@ -247,11 +261,11 @@ impl Product {
         stream: &Stream,
         x: &DeviceBuffer<u16>,
         n_tokens: usize,
-        order: Order,
+        order: ActivationOrder,
         scratch: &mut Scratch,
     ) -> Result<()> {
         let n_units = match order {
-            Order::Rows => n_tokens * self.cols.div_ceil(8),
+            ActivationOrder::Rows => n_tokens * self.cols.div_ceil(8),
             _ => n_tokens.div_ceil(8) * self.cols.div_ceil(CHUNK_COLS) * 128,
         };
         let params = params::Activations {

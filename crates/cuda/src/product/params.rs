@@ -23,20 +23,25 @@ pub(super) struct Product {
     pub y: u64,
     pub bias: u64,
     pub workspace: u64,
+    pub meetings: u64,
     pub rows: u32,
     pub cols: u32,
     pub tokens: u32,
     pub n_segments: u32,
+    pub n_tiles: u32,
     pub chunk_bytes: u32,
-    pub strips: u32,
-    pub log_parts: u32,
     pub x_stride: u32,
+    pub strips: u32,
+    pub parts: u32,
+    pub slots: u32,
+    pub part_share: u32,
+    pub patience: u32,
 }
 
 /// `transom::ActivationOrder`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub(crate) enum Order {
+pub(crate) enum ActivationOrder {
     Fragments = 0,
     CoreMatrices = 1,
     Rows = 2,
@@ -57,7 +62,7 @@ pub(crate) struct Activations {
 // As in kernels/params.h.
 const _: () = assert!(size_of::<Segment>() == 32);
 const _: () = assert!(std::mem::offset_of!(Segment, end_tile) == 24);
-const _: () = assert!(size_of::<Product>() == 168);
+const _: () = assert!(size_of::<Product>() == 192);
 const _: () = assert!(std::mem::offset_of!(Product, x) == 104);
-const _: () = assert!(std::mem::offset_of!(Product, rows) == 136);
+const _: () = assert!(std::mem::offset_of!(Product, rows) == 144);
 const _: () = assert!(size_of::<Activations>() == 32);

@@ -17,8 +17,8 @@ const BATCH_WARPS: usize = 16;
 const BATCH_X_STAGES: usize = 3;
 /// From so many tokens on it is its turn.
 pub(super) const BATCH_TOKENS: usize = 17;
-/// Blocks of a cluster: 2 to the power of 0 to 3.
-const LOG_PARTS: std::ops::RangeInclusive<u32> = 0..=3;
+/// Bytes of what the warps of such a block share beside activations.
+const BATCH_COMMON: usize = 256;
 
 /// A weight matrix, all segments of it.
 #[derive(Debug, Clone, Copy)]
@@ -27,6 +27,8 @@ pub(super) struct Weights {
     pub chunk_bytes: usize,
     /// Tiles of 16 rows.
     pub n_tiles: usize,
+    /// Chunks of a tile.
+    pub across: usize,
     /// Slices of K; see `kernels/reduction.cuh`.
     pub n_slices: usize,
 }
@@ -36,9 +38,10 @@ pub(super) struct Weights {
 pub(super) struct Variant {
     pub function: Function,
     pub launch: Launch,
-    /// Tiles that a cluster takes at a time, and 2 to the power of its blocks; 0 for `product.cuh`.
-    pub strips: u32,
-    pub log_parts: u32,
+    /// How the blocks share the work; `product.cuh` does not read it.
+    pub shape: BatchShape,
+    /// Sums of a tile that meet in the workspace.
+    pub slots: usize,
     pub workspace_floats: usize,
 }
 
@@ -61,7 +64,7 @@ fn function(device: &Device, weights: Weights, suffix: &str) -> Result<Function>
 fn warp_bytes(weights: Weights, warps: usize) -> usize {
     let ring = (STAGES * weights.chunk_bytes).next_multiple_of(128);
     let plane = if weights.format.is_dense() { 0 } else { 2048 };
-    warps * (ring + plane + 8 * STAGES) + 128
+    warps * (ring + plane + 8 * STAGES)
 }
 
 impl Variant {
@@ -78,97 +81,96 @@ impl Variant {
         let slots = sum_slots(weights.n_slices, STRIP_WARPS / together);
         let x_row_bytes = if groups == 1 { 272 } else { 144 };
         let x = STRIP_WARPS * groups * 8 * x_row_bytes;
-        let bytes = warp_bytes(weights, STRIP_WARPS) + x + 2 * together * slots * 512 * groups;
+        let sums = 2 * together * slots * 512 * groups;
+        let bytes = warp_bytes(weights, STRIP_WARPS) + 128 + x + sums;
         function.allow_shared(bytes as u32)?;
         let threads = 32 * STRIP_WARPS as u32;
         let per_sm = function.blocks_per_sm(threads, bytes as u32)?.max(1);
         let at_once = (per_sm * device.info().n_sms) as usize;
         let n_blocks = weights.n_tiles.div_ceil(together).min(at_once);
         let launch = Launch::new(n_blocks as u32, threads).shared(bytes as u32).dependent(true);
-        Ok(Self { function, launch, strips: 0, log_parts: 0, workspace_floats: 0 })
+        let shape = BatchShape { per_sm: 1, strips: 0, parts: 1, groups: 0 };
+        Ok(Self { function, launch, shape, slots: 0, workspace_floats: 0 })
     }
 
-    /// For up to 32 or 64 tokens (4 or 8 `groups`).
-    fn batch(device: &Device, weights: Weights, suffix: &str, groups: usize) -> Result<Self> {
+    /// For up to 32 or 64 tokens (4 or 8 `token_groups`).
+    fn batch(device: &Device, weights: Weights, suffix: &str, token_groups: usize) -> Result<Self> {
         let function = function(device, weights, suffix)?;
-        let launch = |per_sm: usize, strips: usize, log_parts: u32, clusters: usize| {
-            let warps = strips.next_multiple_of(4).min(BATCH_WARPS / per_sm);
-            // As batch_shared_bytes of kernels/product_batch.cuh.
-            let x = BATCH_X_STAGES * (groups * 2048 + 16);
-            let parts = 1 << log_parts;
-            Launch { grid: [clusters as u32, parts, 1], ..Launch::new(0, 32 * warps as u32) }
-                .shared((warp_bytes(weights, warps) + x) as u32)
-                .cluster([1, parts, 1])
-                .dependent(true)
-        };
-        let largest = device.info().shared_bytes;
-        function.allow_shared(largest)?;
-        let mut at_once = Vec::new();
-        for per_sm in [1, 2] {
-            for log_parts in LOG_PARTS {
-                let launch = launch(per_sm, BATCH_WARPS / per_sm, log_parts, 1);
-                if launch.shared_bytes <= largest {
-                    let clusters = function.clusters_at_once(launch)? as usize;
-                    at_once.push(AtOnce { per_sm, log_parts, clusters });
-                }
+        let warps_of =
+            |per_sm: usize, strips: usize| strips.next_multiple_of(4).min(BATCH_WARPS / per_sm);
+        // As batch_shared_bytes of kernels/product_batch.cuh.
+        let x = BATCH_X_STAGES * token_groups * 2048;
+        let shared = |warps: usize| (warp_bytes(weights, warps) + x + BATCH_COMMON) as u32;
+        function.allow_shared(device.info().shared_bytes)?;
+        let mut per_sm = Vec::new();
+        for n in [1, 2] {
+            let warps = BATCH_WARPS / n;
+            if function.blocks_per_sm(32 * warps as u32, shared(warps))? as usize >= n {
+                per_sm.push(n);
             }
         }
-        let Some(shape) = batch_shape(weights.n_tiles, weights.n_slices, &at_once) else {
+        let n_sms = device.info().n_sms as usize;
+        let Some(shape) = batch_shape(weights, token_groups, n_sms, &per_sm) else {
             let capability = device.info().capability;
             return Err(Error::Unsupported { operation: "product of many tokens", capability });
         };
-        let BatchShape { per_sm, strips, log_parts, clusters } = shape;
-        let slots = sum_slots(weights.n_slices, 1 << log_parts);
+        let BatchShape { per_sm, strips, parts, groups } = shape;
+        let slots = sum_slots(weights.n_slices, parts);
         let workspace_floats =
-            if log_parts == 0 { 0 } else { clusters * 2 * strips * slots * groups * 128 };
-        Ok(Self {
-            function,
-            launch: launch(per_sm, strips, log_parts, clusters),
-            strips: strips as u32,
-            log_parts,
-            workspace_floats,
-        })
+            if parts == 1 { 0 } else { groups * strips * slots * token_groups * 128 };
+        let warps = warps_of(per_sm, strips);
+        let launch = Launch {
+            grid: [parts as u32, groups as u32, 1],
+            ..Launch::new(0, 32 * warps as u32).shared(shared(warps)).dependent(true)
+        };
+        Ok(Self { function, launch, shape, slots, workspace_floats })
     }
-}
-
-/// Clusters of 2 to the power of `log_parts` blocks, `per_sm` a multiprocessor,
-/// that a GPU has room for at a time.
-#[derive(Debug, Clone, Copy)]
-struct AtOnce {
-    per_sm: usize,
-    log_parts: u32,
-    clusters: usize,
 }
 
 /// How `kernels/product_batch.cuh` shares the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct BatchShape {
+pub(super) struct BatchShape {
+    /// Blocks a multiprocessor.
     per_sm: usize,
-    /// Tiles a cluster.
-    strips: usize,
-    log_parts: u32,
-    clusters: usize,
+    /// Tiles a block.
+    pub strips: usize,
+    /// Blocks that share the slices of K.
+    pub parts: usize,
+    /// Groups of `strips` tiles at a time; all of them if there are several parts.
+    groups: usize,
 }
 
-/// The shape with the least work for the busiest multiprocessor, counted in
-/// slices of a tile, and of those with as much the one with the most tiles. Fewer than ten warps do not keep a multiprocessor busy; two
-/// blocks, which read activations twice, are a tenth slower than one; where
-/// blocks share K, their meeting at the end of a round costs about as much as 16 slices.
-fn batch_shape(n_tiles: usize, n_slices: usize, at_once: &[AtOnce]) -> Option<BatchShape> {
+/// The shape that takes the fewest clocks by a rough count, and of those that
+/// take as many the one with the most tiles a block. A chunk takes 150 clocks
+/// of a multiprocessor, which fewer than ten warps do not keep busy; two blocks,
+/// which read activations twice, take a tenth longer. Several parts have to be
+/// there at once, or nearly: their meeting takes 2000 clocks and one for every
+/// 64 bytes of sums.
+fn batch_shape(
+    weights: Weights,
+    token_groups: usize,
+    n_sms: usize,
+    per_sm: &[usize],
+) -> Option<BatchShape> {
+    let Weights { n_tiles, across, n_slices, .. } = weights;
     let mut best = None;
-    for &AtOnce { per_sm, log_parts, clusters } in at_once {
-        if clusters == 0 || 1 << log_parts > n_slices {
-            continue;
-        }
-        for strips in 1..=BATCH_WARPS / per_sm {
-            let n_groups = n_tiles.div_ceil(strips);
-            let rounds = n_groups.div_ceil(clusters);
-            let meeting = if log_parts == 0 { 0 } else { 16 };
-            let slices = n_slices.div_ceil(1 << log_parts);
-            let work = rounds * ((per_sm * strips).max(10) * slices * (9 + per_sm) + 10 * meeting);
-            if best.is_none_or(|(least, _)| work <= least) {
-                let clusters = n_groups.min(clusters);
-                best = Some((work, BatchShape { per_sm, strips, log_parts, clusters }));
+    for &per_sm in per_sm {
+        let at_once = n_sms * per_sm;
+        for parts in 1..=n_slices {
+            for strips in 1..=BATCH_WARPS / per_sm {
+                let n_groups = n_tiles.div_ceil(strips);
+                let rounds = (n_groups * parts).div_ceil(at_once);
+                if parts > 1 && rounds > 1 {
+                    continue;
+                }
+                let chunks = across * n_slices.div_ceil(parts) / n_slices;
+                let products = rounds * (per_sm * strips).max(10) * chunks * 15 * (9 + per_sm);
+                let sums = sum_slots(n_slices, parts) * strips * per_sm * token_groups * 8 / parts;
+                let clocks = products + if parts == 1 { 0 } else { 2000 + sums };
+                if best.is_none_or(|(least, _)| clocks <= least) {
+                    let groups = if parts > 1 { n_groups } else { n_groups.min(at_once) };
+                    best = Some((clocks, BatchShape { per_sm, strips, parts, groups }));
+                }
             }
         }
     }
@@ -215,6 +217,11 @@ impl Variants {
     pub fn workspace_floats(&self) -> usize {
         self.m32.workspace_floats.max(self.m64.workspace_floats)
     }
+
+    /// Two for every group of tiles.
+    pub fn meeting_words(&self) -> usize {
+        2 * self.m32.shape.groups.max(self.m64.shape.groups)
+    }
 }
 
 /// Share of the blocks' time that has work.
@@ -227,25 +234,23 @@ fn fill(n_groups: usize, n_blocks: usize) -> f64 {
 mod tests {
     use super::*;
 
-    /// What an H200 answers for blocks of 16 warps; twice as many with half the warps.
-    fn h200() -> Vec<AtOnce> {
-        let one = [132, 66, 30, 15];
-        let mut all = Vec::new();
-        for per_sm in [1, 2] {
-            for (log_parts, clusters) in one.into_iter().enumerate() {
-                let log_parts = log_parts as u32;
-                all.push(AtOnce { per_sm, log_parts, clusters: clusters * per_sm });
-            }
-        }
-        all
+    fn h200(rows: usize, cols: usize, token_groups: usize) -> BatchShape {
+        let weights = Weights {
+            format: WeightFormat::Bf16x3,
+            chunk_bytes: 2912,
+            n_tiles: rows.div_ceil(16),
+            across: cols.div_ceil(128),
+            n_slices: n_slices(cols),
+        };
+        batch_shape(weights, token_groups, 132, &[1, 2]).unwrap()
     }
 
     #[test]
     fn many_rows_are_not_cut_along_k() {
-        for rows in [28_672, 57_344, 128_256] {
-            let shape = batch_shape(rows / 16, 16, &h200()).unwrap();
-            assert_eq!(shape.log_parts, 0, "{rows}: {shape:?}");
-            let busy = shape.clusters * shape.strips;
+        for (rows, cols) in [(28_672, 4096), (57_344, 8192), (128_256, 4096)] {
+            let shape = h200(rows, cols, 4);
+            assert_eq!(shape.parts, 1, "{rows}: {shape:?}");
+            let busy = shape.groups * shape.strips;
             let rounds = (rows / 16).div_ceil(busy);
             assert!(rows / 16 * 100 >= 93 * rounds * busy, "{rows}: {shape:?}");
         }
@@ -253,24 +258,36 @@ mod tests {
 
     #[test]
     fn few_rows_are_cut_along_k_and_done_in_one_round() {
-        for rows in [4096, 6144, 8192] {
-            let shape = batch_shape(rows / 16, 16, &h200()).unwrap();
-            assert!(shape.log_parts > 0, "{rows}: {shape:?}");
-            assert!(shape.clusters * shape.strips >= rows / 16, "{rows}: {shape:?}");
+        for (rows, cols) in [(4096, 4096), (6144, 4096), (8192, 8192), (4096, 14_336)] {
+            for token_groups in [4, 8] {
+                let shape = h200(rows, cols, token_groups);
+                assert!(shape.parts > 1, "{rows}: {shape:?}");
+                let blocks = shape.groups * shape.parts;
+                assert!(blocks > 120 * shape.per_sm, "{rows}: {shape:?}");
+                assert!(blocks <= 132 * shape.per_sm, "{rows}: {shape:?}");
+            }
         }
     }
 
     #[test]
     fn every_size_has_a_shape_that_covers_it() {
         for n_tiles in 1..400 {
-            for n_slices in 1..=16 {
-                let shape = batch_shape(n_tiles, n_slices, &h200()).unwrap();
-                assert!(1 << shape.log_parts <= n_slices, "{n_tiles} {n_slices}: {shape:?}");
+            for cols in (1..=16).map(|slices| 256 * slices) {
+                let shape = h200(16 * n_tiles, cols, 8);
+                assert!(shape.parts <= n_slices(cols), "{n_tiles} {cols}: {shape:?}");
                 assert!(shape.strips >= 1 && shape.strips * shape.per_sm <= BATCH_WARPS);
-                assert!(shape.clusters >= 1 && shape.clusters <= n_tiles);
+                let covers = shape.groups * shape.strips >= n_tiles;
+                assert!(shape.groups >= 1 && (shape.parts == 1 || covers), "{shape:?}");
             }
         }
-        assert_eq!(batch_shape(8, 4, &[]), None);
+        let weights = Weights {
+            format: WeightFormat::DenseBf16,
+            chunk_bytes: 4096,
+            n_tiles: 8,
+            across: 8,
+            n_slices: 4,
+        };
+        assert_eq!(batch_shape(weights, 4, 132, &[]), None);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::buffer::DeviceBuffer;
 use crate::device::Device;
 use crate::error::Error;
 use crate::module::{Function, Launch};
-use crate::product::params::{Activations, Order};
+use crate::product::params::{ActivationOrder, Activations};
 use crate::stream::Stream;
 use params::{
     BytesArgs, DECODE_WARP_BYTES, DecodeArgs, GatherArgs, LOAD_BYTES, LoadArgs, Matrix,
@@ -656,7 +656,7 @@ impl Rans {
             out: scratch.address(),
             cols: matrix.cols,
             tokens: tokens as u32,
-            order: Order::Fragments as u32,
+            order: ActivationOrder::Fragments as u32,
             unused: 0,
         };
         let launch = Launch::new((n_words / 4).div_ceil(256) as u32, 256);
