@@ -9,14 +9,14 @@ const POOL: usize = 1 << 16;
 
 /// Scale of the INT8 weights, for which they are again around 0.02.
 pub(crate) const INT8_SCALE: f32 = 0.02 / INT8_SPREAD;
-/// Typical standard deviation of INT8 weights.
+/// Standard deviation of INT8 weights.
 const INT8_SPREAD: f32 = 12.5;
 
 /// A `rows` x `cols` matrix, row-major, as little-endian elements: Gaussian,
-/// with a standard deviation that differs from row to row around 0.02. In
-/// BF16 its exponents have 2.6 to 2.7 bits of entropy, as those of trained
-/// models have; in INT8, with [`INT8_SCALE`] for all rows, its elements have 5.5
-/// to 6. The same arguments give the same bytes.
+/// with a standard deviation that differs from row to row around 0.02, but not
+/// in INT8, where a row's scale takes it in. In BF16 its exponents have 2.6 to
+/// 2.7 bits of entropy, as those of trained models have; in INT8 its elements
+/// have 5.5 to 6. The same arguments give the same bytes.
 pub(crate) fn weights(dtype: WeightName, rows: usize, cols: usize, seed: u64) -> Vec<u8> {
     let mut random = SplitMix(seed);
     let pool: Vec<f32> = (0..POOL).map(|_| random.gaussian()).collect();
@@ -24,7 +24,10 @@ pub(crate) fn weights(dtype: WeightName, rows: usize, cols: usize, seed: u64) ->
     let mut bytes = vec![0; rows * cols * size];
     bytes.par_chunks_mut((cols * size).max(size)).enumerate().for_each(|(row, bytes)| {
         let mut random = SplitMix(seed ^ (row as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        let spread = 0.02 * (0.35 * random.gaussian()).exp();
+        let spread = match dtype {
+            WeightName::Int8 => 0.02,
+            _ => 0.02 * (0.35 * random.gaussian()).exp(),
+        };
         for run in bytes.chunks_mut(256 * size) {
             // Another place of the pool every 256 weights.
             let start = random.next() as usize;
