@@ -227,6 +227,9 @@ pub struct Compare {
     /// Also measure the perplexity of both on this text
     #[arg(long, value_name = "FILE")]
     pub text: Option<PathBuf>,
+    /// Tokens of the text that are seen together
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(2..), requires = "text")]
+    pub window: u32,
     #[command(flatten)]
     pub json: Json,
     /// Also write a page with pictures; it needs no network

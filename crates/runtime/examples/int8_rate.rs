@@ -34,6 +34,9 @@ const PIECE_TOKENS: usize = 256;
 /// Matrices looked at of a checkpoint that is no model.
 const N_MATRICES: usize = 8;
 
+/// Tokens of a window of the text.
+const WINDOW: usize = 512;
+
 fn main() -> Result<(), Failure> {
     let mut args = std::env::args_os().skip(1);
     let model = args.next().ok_or("expected the directory of a model")?;
@@ -70,7 +73,7 @@ fn of_model(path: &Path) -> Result<(), Failure> {
     let model = load(path)?;
     let (calibration, judged) = (write_text(&model, 1_000)?, write_text(&model, 2_000)?);
     let ids = model.tokenizer().encode(&judged, true)?;
-    let original = perplexity(&model, &ids)?.ok_or("no text")?;
+    let original = perplexity(&model, &ids, WINDOW)?.ok_or("no text")?;
     let squares = input_squares(model, &calibration, |_, _| ())?;
     println!("{} judged tokens; perplexity of the original {original:.4}\n", ids.len());
     println!(
@@ -103,7 +106,7 @@ fn of_model(path: &Path) -> Result<(), Failure> {
             let report = quantize(path, &int8, &options, &Options::default(), &())?;
             pack(&int8, &packed, &Options::default(), &())?;
             let model = load(&packed)?;
-            let found = perplexity(&model, &ids)?.ok_or("no text")?;
+            let found = perplexity(&model, &ids, WINDOW)?.ok_or("no text")?;
             let errors = output_error(path, &int8, &ids)?;
             let n: usize = report.tensors.iter().map(|t| t.shape[0] * t.shape[1]).sum();
             let stored = |suffix: &str| -> Result<f64, Failure> {
@@ -194,7 +197,7 @@ fn output_error(original: &Path, int8: &Path, ids: &[u32]) -> Result<Vec<f64>, F
     let sums = Arc::new(Mutex::new(vec![(0.0, 0.0); pairs.len()]));
     let weights = Box::new(Both { pairs, sums: Arc::clone(&sums) });
     let model = Model::with_weights(original, weights)?;
-    perplexity(&model, ids)?;
+    perplexity(&model, ids, WINDOW)?;
     let sums = sums.lock().map_err(|_| "a thread has ended")?;
     let quantised = sums.iter().filter(|(error, _)| *error > 0.0);
     Ok(quantised.map(|(error, total): &(f64, f64)| (error / total).sqrt()).collect())

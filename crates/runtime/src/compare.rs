@@ -16,6 +16,8 @@ pub struct CompareOptions<'a> {
     pub max_tokens: usize,
     /// A text whose perplexity is measured.
     pub text: Option<&'a str>,
+    /// Tokens of a window of the text; see [`perplexity`].
+    pub window: usize,
 }
 
 /// The continuations of one prompt.
@@ -79,7 +81,8 @@ pub fn compare(
         prompts.push(compare_prompt(base, other, ids, options.max_tokens)?);
     }
     let text_ids = options.text.map(|text| base.tokenizer().encode(text, true)).transpose()?;
-    let perplexity_of = |model| text_ids.as_deref().map(|ids| perplexity(model, ids)).transpose();
+    let perplexity_of =
+        |model| text_ids.as_deref().map(|ids| perplexity(model, ids, options.window)).transpose();
     let n_tokens: usize = prompts.iter().map(|p| p.base_ids.len()).sum();
     let total_kl: f64 = prompts.iter().map(|p| p.mean_kl * p.base_ids.len() as f64).sum();
     Ok(Comparison {
@@ -174,19 +177,16 @@ fn log_sum_exp(logits: &[f32]) -> f64 {
     max + logits.iter().map(|&x| (f64::from(x) - max).exp()).sum::<f64>().ln()
 }
 
-/// Tokens of a window the perplexity is measured in.
-const WINDOW: usize = 512;
-
 /// exp of the mean negative log-likelihood of every token that has one before
-/// it in its window of 512 (or the model's context, if shorter). Windows do
-/// not overlap. `None` if there is no such token.
+/// it in its window of so many tokens (or the model's context, if shorter).
+/// Windows do not overlap. `None` if there is no such token.
 ///
 /// # Errors
 ///
 /// As [`Session::forward`].
-pub fn perplexity(model: &Model, ids: &[u32]) -> Result<Option<f64>, RuntimeError> {
+pub fn perplexity(model: &Model, ids: &[u32], window: usize) -> Result<Option<f64>, RuntimeError> {
     let vocabulary = model.config().vocab_size;
-    let window = WINDOW.min(model.config().max_position_embeddings);
+    let window = window.clamp(1, model.config().max_position_embeddings);
     let mut session = Session::new(model, window, DEFAULT_CHUNK)?;
     let (mut total, mut n) = (0.0, 0_usize);
     for window in ids.chunks(window) {

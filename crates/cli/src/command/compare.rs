@@ -80,6 +80,7 @@ pub(crate) fn run(args: &Compare) -> anyhow::Result<Outcome> {
             prompts: &prompts,
             max_tokens: args.max_tokens,
             text: text.as_deref(),
+            window: args.window as usize,
         };
         let progress = Progress::count(quiet, "comparing prompts", prompts.len() as u64);
         let comparison = compare(&base, &other, &options, &mut |index| {

@@ -59,8 +59,12 @@ fn other_weights_give_other_logits() {
     let other = written(&SyntheticCheckpoint { seed: 2, ..SyntheticCheckpoint::tiny() });
     let (base, other) = (load(base.path(), Layout::Dense), load(other.path(), Layout::Dense));
     let prompts = ["a rose".to_owned(), "is a".to_owned()];
-    let options =
-        CompareOptions { prompts: &prompts, max_tokens: 8, text: Some("a rose is a rose") };
+    let options = CompareOptions {
+        prompts: &prompts,
+        max_tokens: 8,
+        text: Some("a rose is a rose"),
+        window: 512,
+    };
     let same = compare(&base, &base, &options, &mut |_| ()).unwrap();
     assert!(same.identical && same.max_abs_logit_diff == 0.0 && same.mean_kl == 0.0);
     let different = compare(&base, &other, &options, &mut |_| ()).unwrap();

@@ -282,7 +282,8 @@ fn a_trained_model_differs_a_little_once_quantised() {
     let (base, other) = (load(&dir, Layout::Dense), load(&int8.path().join("int8"), Layout::Fixed));
     let prompts = ["Once upon a time".to_owned()];
     let text = "Once upon a time, there was a little girl named Lily. She loved to play outside.";
-    let options = CompareOptions { prompts: &prompts, max_tokens: 20, text: Some(text) };
+    let options =
+        CompareOptions { prompts: &prompts, max_tokens: 20, text: Some(text), window: 512 };
     let comparison = compare(&base, &other, &options, &mut |_| ()).unwrap();
     assert!(!comparison.identical && comparison.max_abs_logit_diff > 0.0);
     assert!(comparison.mean_kl > 0.0 && comparison.mean_kl < 0.01, "{}", comparison.mean_kl);

@@ -49,7 +49,8 @@ fn a_trained_model_finds_its_own_story_likely() {
     let (dense, rans) = (load(&dir, Layout::Dense), load(&dir, Layout::Rans));
     let prompts = ["Once upon a time".to_owned()];
     let text = "Once upon a time, there was a little girl named Lily. She loved to play outside.";
-    let options = CompareOptions { prompts: &prompts, max_tokens: 20, text: Some(text) };
+    let options =
+        CompareOptions { prompts: &prompts, max_tokens: 20, text: Some(text), window: 512 };
     let comparison = compare(&dense, &rans, &options, &mut |_| ()).unwrap();
     assert!(comparison.identical);
     assert_eq!(comparison.perplexity_base, comparison.perplexity_other);
