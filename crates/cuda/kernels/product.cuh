@@ -39,26 +39,33 @@ struct Activations {
     uint32_t to, stride;  // of the stage, and bytes from one token to the next
     uint32_t row[kTokens8];
     uint32_t column, first, end;  // of the next copy
-    uint32_t token;
+    uint32_t token, n_columns;    // first token, and columns that have the lane's piece
 
     __device__ __forceinline__ Activations(const ProductParams& p, uint32_t stage, int lane, uint32_t first, uint32_t end)
         : stride(p.x_stride * 2), column(first), first(first), end(end), token(lane / kPieces) {
         next = (const uint8_t*)p.x + (size_t)token * stride + (first + lane % kPieces * 8) * 2;
         to = stage + token * kRowBytes + lane % kPieces * 16;
+        n_columns = max(p.x_stride, lane % kPieces * 8) - lane % kPieces * 8;
         // ldmatrix takes the addresses of a matrix's rows, tokens, from eight lanes. Results of tokens that are not there are not stored.
 #pragma unroll
         for (int g = 0; g < kTokens8; g++) row[g] = stage + min((uint32_t)(g * 8 + lane % 8), p.tokens - 1) * kRowBytes + lane / 8 * 16;
     }
     /// Starts to copy the next columns, zeros behind the last.
-    __device__ __forceinline__ void copy(const ProductParams& p, int lane) {
-        const uint32_t n_bytes = column + lane % kPieces * 8 < p.x_stride ? 16 : 0;
-#pragma unroll
-        for (uint32_t j = 0; j < 8 * kTokens8; j += kTokensAtOnce) {
-            if (token + j < p.tokens)
-                asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(to + j * kRowBytes), "l"(next + (size_t)j * stride), "r"(n_bytes) : "memory");
-        }
+    __device__ __forceinline__ void copy(const ProductParams& p) {
+        // The condition is the same for all lanes.
+        if (p.tokens <= kTokensAtOnce) copy_tokens<kTokensAtOnce>(p);
+        else copy_tokens<8 * kTokens8>(p);
         column += kCols, next += 2 * kCols;
         if (column == end) column = first, next -= (end - first) * 2;
+    }
+    template <uint32_t kTokens>
+    __device__ __forceinline__ void copy_tokens(const ProductParams& p) const {
+        const uint32_t n_tokens = column < n_columns ? p.tokens : 0;
+#pragma unroll
+        for (uint32_t j = 0; j < kTokens; j += kTokensAtOnce) {
+            const uint32_t n_bytes = token + j < n_tokens ? 16 : 0;
+            asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(to + j * kRowBytes), "l"(next + (size_t)j * stride), "r"(n_bytes) : "memory");
+        }
     }
     /// The lane's own copies have arrived; those of others after a __syncwarp().
     __device__ __forceinline__ void wait() const { asm volatile("cp.async.wait_all;" ::: "memory"); }
@@ -86,11 +93,11 @@ __device__ __forceinline__ void product(const ProductParams& p) {
     at += kWarps * ring_bytes;
     uint8_t* plane = at + warp * kChunkElems;
     at += kDense ? 0 : kWarps * kChunkElems;
-    const uint32_t x_stage = shared_address(at) + warp * kTokens8 * 8 * x_row_bytes(kTokens8);
+    const uint32_t x_stage = computed_once(shared_address(at) + warp * kTokens8 * 8 * x_row_bytes(kTokens8));
     at += kWarps * kTokens8 * 8 * x_row_bytes(kTokens8);
     uint8_t* symbols = at;
     at += 128;
-    const uint32_t bar = shared_address(at) + warp * kStages * 8;
+    const uint32_t bar = computed_once(shared_address(at) + warp * kStages * 8);
     at += kWarps * kStages * 8;
     float* sums = (float*)at;  // [2][strip][slot][token group][128]
 
@@ -104,8 +111,8 @@ __device__ __forceinline__ void product(const ProductParams& p) {
     const uint32_t n_groups = (p.n_tiles + kTogether - 1) / kTogether;
     const uint32_t rounds = (n_groups - blockIdx.x + gridDim.x - 1) / gridDim.x;
     const uint32_t slice_first = n_slices * group / kApart, slice_last = n_slices * (group + 1) / kApart;
-    const uint32_t first = min(across, slice_begin(p.rows, p.cols, slice_first) / kChunkCols);
-    const uint32_t end = min(across, slice_begin(p.rows, p.cols, slice_last) / kChunkCols);
+    const uint32_t first = computed_once(min(across, slice_begin(p.rows, p.cols, slice_first) / kChunkCols));
+    const uint32_t end = computed_once(min(across, slice_begin(p.rows, p.cols, slice_last) / kChunkCols));
 
     ChunkRing<kStages> ring(p, ring_memory, bar, bytes, first, end, blockIdx.x * kTogether + strip, gridDim.x * kTogether);
     for (int i = 0; i < kStages; i++) ring.fill(p, lane, i);
@@ -118,7 +125,7 @@ __device__ __forceinline__ void product(const ProductParams& p) {
     asm volatile("griddepcontrol.wait;" ::: "memory");
 
     Activations<kTokens8> activations(p, x_stage, lane, first * kChunkCols, end * kChunkCols);
-    if (first < end) activations.copy(p, lane);
+    if (first < end) activations.copy(p);
 
     for (uint32_t round = 0; round < rounds; round++) {
         const uint32_t tile = (blockIdx.x + round * gridDim.x) * kTogether + strip;
@@ -151,7 +158,7 @@ __device__ __forceinline__ void product(const ProductParams& p) {
                         for (int j = 0; j < kUnits; j++) x[g][j] = activations.fragments(g, j);
                     // All lanes have read the stage.
                     __syncwarp();
-                    activations.copy(p, lane);
+                    activations.copy(p);
                 };
                 auto half = [&](auto which) {
                     constexpr int h = decltype(which)::value;

@@ -117,7 +117,7 @@ __device__ __forceinline__ void product_batch(const ProductParams& p) {
     at += n_warps * ring_bytes;
     uint8_t* plane = at + warp * kChunkElems;
     at += kDense ? 0 : n_warps * kChunkElems;
-    const uint32_t bar = shared_address(at) + warp * kBatchStages * 8;
+    const uint32_t bar = computed_once(shared_address(at) + warp * kBatchStages * 8);
 
     if (threadIdx.x == 0) {
         for (int i = 0; i < kBatchXStages; i++) barrier_init(x_full + 8 * i, 1), barrier_init(x_empty + 8 * i, n_warps);
@@ -130,8 +130,8 @@ __device__ __forceinline__ void product_batch(const ProductParams& p) {
     __syncwarp();
 
     const uint32_t slice_first = share(n_slices, rank), slice_last = share(n_slices, rank + 1);
-    const uint32_t first = min(across, slice_begin(p.rows, p.cols, slice_first) / kChunkCols);
-    const uint32_t end = min(across, slice_begin(p.rows, p.cols, slice_last) / kChunkCols);
+    const uint32_t first = computed_once(min(across, slice_begin(p.rows, p.cols, slice_first) / kChunkCols));
+    const uint32_t end = computed_once(min(across, slice_begin(p.rows, p.cols, slice_last) / kChunkCols));
 
     // Beyond the strips of the block: no tile.
     const uint32_t first_tile = warp < (int)p.strips ? blockIdx.y * p.strips + warp : p.n_tiles;

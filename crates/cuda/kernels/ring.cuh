@@ -15,6 +15,11 @@ __device__ __forceinline__ int lane_index() {
     return lane;
 }
 __device__ __forceinline__ uint32_t shared_address(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
+/// The value as it is. The compiler cannot see where it is from, or it would compute it again at every use in a loop.
+__device__ __forceinline__ uint32_t computed_once(uint32_t v) {
+    asm volatile("mov.u32 %0, %0;" : "+r"(v));
+    return v;
+}
 __device__ __forceinline__ void barrier_init(uint32_t bar, uint32_t count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count)); }
 __device__ __forceinline__ void barrier_wait(uint32_t bar, uint32_t parity) {
     asm volatile(
