@@ -40,6 +40,8 @@ pub(super) struct Variant {
     pub launch: Launch,
     /// How the blocks share the work; `product.cuh` does not read it.
     pub shape: BatchShape,
+    /// Blocks that the GPU holds.
+    at_once: usize,
     /// Sums of a tile that meet in the workspace.
     pub slots: usize,
     pub workspace_floats: usize,
@@ -90,7 +92,7 @@ impl Variant {
         let n_blocks = weights.n_tiles.div_ceil(together).min(at_once);
         let launch = Launch::new(n_blocks as u32, threads).shared(bytes as u32).dependent(true);
         let shape = BatchShape { per_sm: 1, strips: 0, parts: 1, groups: 0 };
-        Ok(Self { function, launch, shape, slots: 0, workspace_floats: 0 })
+        Ok(Self { function, launch, shape, at_once, slots: 0, workspace_floats: 0 })
     }
 
     /// For up to 32 or 64 tokens (4 or 8 `token_groups`).
@@ -123,7 +125,8 @@ impl Variant {
             grid: [parts as u32, groups as u32, 1],
             ..Launch::new(0, 32 * warps as u32).shared(shared(warps)).dependent(true)
         };
-        Ok(Self { function, launch, shape, slots, workspace_floats })
+        let at_once = n_sms * shape.per_sm;
+        Ok(Self { function, launch, shape, at_once, slots, workspace_floats })
     }
 }
 
@@ -193,9 +196,9 @@ impl Variants {
     pub fn new(device: &Device, weights: Weights) -> Result<Self> {
         let narrow = Variant::strips(device, weights, "m8", 1, 1)?;
         let wide = Variant::strips(device, weights, "m8_wide", 1, 2)?;
-        // Two strips a block where that wastes no block: fewer rounds.
-        let is_wide = fill(weights.n_tiles.div_ceil(2), wide.launch.grid[0] as usize)
-            >= fill(weights.n_tiles, narrow.launch.grid[0] as usize);
+        // Two strips a block where that leaves no more blocks without work: fewer rounds.
+        let is_wide = fill(weights.n_tiles.div_ceil(2), wide.at_once)
+            >= fill(weights.n_tiles, narrow.at_once);
         Ok(Self {
             m8: if is_wide { wide } else { narrow },
             m16: Variant::strips(device, weights, "m16", 2, 1)?,
