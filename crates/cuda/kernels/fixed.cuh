@@ -54,27 +54,35 @@ struct Patches {
         const uint32_t escape = ((const uint16_t*)(header + kHeaderBytes))[lane];
         counts = there ? *(const uint32_t*)(header + 16) : 0, address = escape_address(escape);
         if (lane < (counts & 0xFFFF)) plane[address] = header[escape_row(escape)] ^ symbols[escape >> 11];
-        if (is_long()) rest<false>(header, symbols, segment, plane, lane);
+        if (is_long()) put_rest(header, symbols, segment, plane, lane);
     }
-    __device__ __forceinline__ void clear(const uint8_t* header, const Segment& segment, uint8_t* plane, int lane) const {
-        if (lane < (counts & 0xFFFF)) plane[address] = 0;
-        if (is_long()) rest<true>(header, nullptr, segment, plane, lane);
+    __device__ __forceinline__ void clear(uint8_t* plane, int lane) const {
+        if (!is_long()) {
+            if (lane < counts) plane[address] = 0;
+        } else {
+#pragma unroll
+            for (int i = 0; i < (int)kChunkElems / 512; i++) ((uint4*)plane)[i * 32 + lane] = make_uint4(0, 0, 0, 0);
+        }
     }
     /// More than 32 in the chunk, or some in the overflow.
     __device__ __forceinline__ bool is_long() const { return counts > 32; }
 
-    template <bool kClear>
-    __device__ __forceinline__ void rest(const uint8_t* header, const uint8_t* symbols, const Segment& segment, uint8_t* plane, int lane) const {
+    __device__ __forceinline__ void put_rest(const uint8_t* header, const uint8_t* symbols, const Segment& segment, uint8_t* plane, int lane) const {
         const uint32_t n_inline = counts & 0xFFFF, n_over = counts >> 16, start = *(const uint32_t*)(header + 20);
 #pragma unroll 1
         for (uint32_t i = lane + 32; i < n_inline; i += 32) {
             const uint32_t escape = ((const uint16_t*)(header + kHeaderBytes))[i];
-            plane[escape_address(escape)] = kClear ? 0 : (uint8_t)(header[escape_row(escape)] ^ symbols[escape >> 11]);
+            plane[escape_address(escape)] = header[escape_row(escape)] ^ symbols[escape >> 11];
         }
+        // Four at a time: each comes from far away.
 #pragma unroll 1
-        for (uint32_t i = lane; i < n_over; i += 32) {
-            const uint32_t escape = __ldg(segment.overflow + start + i);
-            plane[escape_address(escape)] = kClear ? 0 : (uint8_t)(header[escape_row(escape)] ^ escape >> 16);
+        for (uint32_t i = lane; i < n_over; i += 128) {
+            uint32_t escapes[4];
+#pragma unroll
+            for (int j = 0; j < 4; j++) escapes[j] = i + j * 32 < n_over ? __ldg(segment.overflow + start + i + j * 32) : 0;
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                if (i + j * 32 < n_over) plane[escape_address(escapes[j])] = header[escape_row(escapes[j])] ^ escapes[j] >> 16;
         }
     }
 };

@@ -178,7 +178,7 @@ __device__ __forceinline__ void product(const ProductParams& p) {
                 half(Constant<1>());
                 if (!kDense) {
                     __syncwarp();
-                    patches.clear(header, p.segments[segment], plane, lane);
+                    patches.clear(plane, lane);
                 }
                 // Filled again only when every lane's loads have arrived: the products above have read them.
                 __syncwarp();

@@ -205,7 +205,7 @@ __device__ __forceinline__ void product_batch(const ProductParams& p) {
             batch_steps<kFormat, kTokens8, 1>(acc, a1, x, lane);
             if (!kDense) {
                 __syncwarp();
-                patches.clear(header, p.segments[segment], plane, lane);
+                patches.clear(plane, lane);
             }
             // Dense weights go from the chunk to the product without an instruction between.
             if (kDense) batch_wait();
