@@ -294,7 +294,7 @@ pub struct BenchMatmul {
     pub shapes: Vec<Shapes>,
     /// Tokens multiplied at once
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1",
-          value_parser = parse_positive)]
+          value_parser = parse_batch)]
     pub batch: Vec<usize>,
     /// Layouts to measure
     #[arg(
@@ -584,6 +584,16 @@ fn parse_positive(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n) if (1..=MAX_COUNT).contains(&n) => Ok(n),
         _ => Err(format!("expected a number from 1 to {MAX_COUNT}")),
+    }
+}
+
+/// Largest number of tokens that is multiplied at once.
+const MAX_BATCH: usize = 1 << 16;
+
+fn parse_batch(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if (1..=MAX_BATCH).contains(&n) => Ok(n),
+        _ => Err(format!("expected a number from 1 to {MAX_BATCH}")),
     }
 }
 
