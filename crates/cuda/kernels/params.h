@@ -73,8 +73,8 @@ enum ActivationOrder : uint32_t {
 
 /// Row-major activations x[tokens][cols] into another order.
 struct ActivationParams {
-    const uint16_t* x;
-    void* out;  // in units of 16 bytes: kRows tokens * ceil(cols / 8), otherwise ceil(tokens / 8) * ceil(cols / 128) * 128
+    const uint16_t* x;  // 16-byte aligned
+    void* out;          // in units of 16 bytes: kRows tokens * ceil(cols / 8), otherwise ceil(tokens / 8) * ceil(cols / 128) * 128
     uint32_t cols, tokens;
     uint32_t order;  // ActivationOrder
 };
