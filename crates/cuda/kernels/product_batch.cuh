@@ -167,7 +167,6 @@ __device__ __forceinline__ void product_batch(const ProductParams& p) {
 
     uint32_t x_stage = 0, x_parity = 0;
     // [group][strip][slot][token group][128]; parts have one group each.
-    // [group][strip][slot][token group][128]; parts have one group each.
     auto sums = [&](uint32_t strip, uint32_t slot) { return (float4*)p.workspace + (size_t)((blockIdx.y * p.strips + strip) * p.slots + slot) * (kTileFloats / 4); };
     auto write = [&](float4* to, const float (&v)[kTokens8][4]) {
 #pragma unroll
