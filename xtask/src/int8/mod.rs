@@ -275,7 +275,15 @@ fn compare(
         args.extend(["--text".to_owned(), display(&files.validation)]);
         args.extend(["--window".to_owned(), WINDOW.to_string()]);
     }
-    let report = call_json(transom, &args)?;
+    // Kept beside what was compared: it takes minutes.
+    let kept = other.with_extension("json");
+    if !kept.exists() {
+        let report = call_json(transom, &args)?;
+        fs::write(&kept, report.to_string()).map_err(|e| format!("{}: {e}", kept.display()))?;
+    }
+    let report = fs::read(&kept).map_err(|e| format!("{}: {e}", kept.display()))?;
+    let report: Value =
+        serde_json::from_slice(&report).map_err(|e| format!("{}: {e}", kept.display()))?;
     let prompts = report["prompts"].as_array().ok_or("compare: no prompts")?;
     let mut kl = vec![0.0; MAX_TOKENS];
     let mut n = vec![0_usize; MAX_TOKENS];
