@@ -18,7 +18,7 @@ const CALIBRATION_CHARS: usize = 40_000;
 const PROMPTS: usize = 100;
 const PROMPT_WORDS: usize = 12;
 /// Of each held-out book, for the perplexity.
-const VALIDATION_CHARS: usize = 12_000;
+const VALIDATION_CHARS: usize = 48_000;
 
 /// Where they were written.
 pub struct Files {
