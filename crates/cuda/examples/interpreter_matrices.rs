@@ -88,15 +88,29 @@ fn write_fixed(
         };
         elements.extend((if far { bits } else { near }).to_le_bytes());
     }
-    let matrix = FixedMatrix::encode(format, CAPACITY, rows, cols, &elements);
+    // Over many powers of two; one for all rows of some matrices.
+    let n_scales = match (format.dtype(), spread) {
+        (Dtype::I8, 40) => 1,
+        (Dtype::I8, _) => rows,
+        _ => 0,
+    };
+    let scales: Vec<f32> = (0..n_scales).map(|_| 0.001 * (2.5 * random.normal()).exp()).collect();
+    let matrix = FixedMatrix::encode(format, CAPACITY, rows, cols, &elements, &scales);
+    let row_scales: Vec<u8> = (matrix.scales.iter())
+        .flat_map(|s| [s.scale.to_bits(), s.factor.to_bits(), s.multipliers])
+        .flat_map(u32::to_le_bytes)
+        .collect();
+    let scales: Vec<u8> = scales.into_iter().flat_map(f32::to_le_bytes).collect();
     let overflow: Vec<u8> = matrix.overflow.iter().flat_map(|word| word.to_le_bytes()).collect();
     let name = format.name();
     let header = format!(
         r#""format": "{name}", "rows": {rows}, "cols": {cols}, "spread": {spread}, "chunk_bytes": {}"#,
         matrix.chunk_bytes
     );
-    let arrays: [(&str, &[u8]); 4] = [
+    let arrays: [(&str, &[u8]); 6] = [
         ("chunks", &matrix.chunks),
+        ("scales", &scales),
+        ("row_scales", &row_scales),
         ("overflow", &overflow),
         ("symbols", &matrix.symbols),
         ("elements", &elements),

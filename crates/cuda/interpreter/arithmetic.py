@@ -52,9 +52,10 @@ def round_to_bf16(value):
 
 
 def fused_multiply_add(a, b, c):
-    """a * b + c of FP32, rounded once."""
+    """a * b + c of FP32 or FP16, rounded once."""
     # The product is exact in 53 bits. The sum is rounded to odd, after which
-    # rounding it to 24 bits is as if it had been exact.
+    # rounding it to fewer bits is as if it had been exact.
+    kind = a.dtype
     product, c = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
     total = product + c
     part = total - product
@@ -62,7 +63,7 @@ def fused_multiply_add(a, b, c):
     even = total.view(np.uint64) & np.uint64(1) == 0
     inexact = np.isfinite(error) & (error != 0) & even
     towards = np.where(error > 0, np.inf, -np.inf)
-    return np.where(inexact, np.nextafter(total, towards), total).astype(np.float32)
+    return np.where(inexact, np.nextafter(total, towards), total).astype(kind)
 
 
 @dataclass

@@ -8,7 +8,7 @@ reach are errors.
 
 import numpy as np
 
-from arithmetic import ARITHMETIC, LANES, from_type, to_type
+from arithmetic import ARITHMETIC, LANES, from_type, fused_multiply_add, to_type
 from matrix_units import multiply_fragments, multiply_shared
 from ptx import Address, Immediate, Register, Symbol, UnknownInstruction, Vector
 
@@ -432,6 +432,17 @@ def convert_pair(warp, instruction, active):
     warp.set(to, high << np.uint64(16) | low, active)
 
 
+@operation("fma", "rn f16x2")
+def multiply_add_pairs(warp, instruction, active):
+    to, *arguments = instruction.operands
+    result = np.zeros(WARP, np.uint64)
+    for shift in (np.uint64(0), np.uint64(16)):
+        halves = [to_type(warp.value(o) >> shift, "f16") for o in arguments]
+        with np.errstate(all="ignore"):
+            result |= from_type(fused_multiply_add(*halves), "f16") << shift
+    warp.set(to, result, active)
+
+
 @operation("cvta", "to global u64")
 def convert_address(warp, instruction, active):
     to, source = instruction.operands
@@ -451,11 +462,15 @@ MEMORY_MODIFIERS = (
 def load_param(warp, instruction, active):
     to, source = instruction.operands
     n_bytes = _type_bytes(instruction.type)
-    at = int(warp.address(source)[0])
+    addresses = warp.address(source)
     for i, item in enumerate(_items(to)):
-        data = warp.block.params[at + i * n_bytes :][:n_bytes]
-        need(len(data) == n_bytes, f"beyond the parameters: `{instruction.text}`")
-        value = np.full(WARP, int.from_bytes(data, "little"), np.uint64)
+        value = np.zeros(WARP, np.uint64)
+        # Most often one; a segment's is its lane's own.
+        for at in np.unique(addresses[active]):
+            start = int(at) + i * n_bytes
+            data = warp.block.params[start : start + n_bytes]
+            need(len(data) == n_bytes, f"beyond the parameters: `{instruction.text}`")
+            value[addresses == at] = int.from_bytes(data, "little")
         warp.set(item, value, active)
 
 

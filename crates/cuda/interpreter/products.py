@@ -40,14 +40,6 @@ def random_scales(rng, n):
     return (0.001 * np.exp(2.5 * rng.standard_normal(n))).astype(np.float32)
 
 
-def row_scale(scale):
-    """`RowScale` of params.h."""
-    factor = 1.0
-    while abs(scale) / factor >= 1 / 32:
-        factor *= 2
-    return np.float32(float(scale) / factor * 2.0**133), np.float32(factor)
-
-
 def sum_slots(n_slices, parts):
     own = n_slices // parts
     return n_slices - own + (own > 0)
@@ -80,14 +72,13 @@ def run_product(
     n_slices, _ = slices(cols)
 
     packed, weights, end = b"", [], 0
-    for i, segment in enumerate(segments):
+    for segment in segments:
         end += (segment.rows + 15) // 16
         values, scales, n_scales = elements(segment), 0, 0
         if is_int8:
-            # The second segment has one scale for all its rows.
-            n_scales = 1 if i == 1 else segment.rows
-            chosen = random_scales(rng, n_scales)
-            scales = memory.upload(np.array([row_scale(s) for s in chosen]))
+            chosen = segment.scales.view(np.float32)
+            n_scales = len(chosen)
+            scales = memory.upload(segment.row_scales)
             weights.append(dequantise(values, chosen))
         else:
             weights.append(widen(values, kind))
@@ -112,18 +103,20 @@ def run_product(
         activations = order_activations(run, activations, tokens, cols, order)
 
     # As src/product/shape.rs.
-    def warp_bytes(n_warps):
+    def warp_bytes(n_warps, tiles):
         ring = (2 * first.chunk_bytes + 127) // 128 * 128
-        plane = 0 if matrix_format.startswith("dense") else 2048
+        plane = 4096 + 64 * tiles if is_int8 else 2048
+        if matrix_format.startswith("dense"):
+            plane = 0
         return n_warps * (ring + plane + 16)
 
-    groups = {"m8": 1, "m8_wide": 1, "m16": 2, "m32": 4, "m64": 8}[variant]
+    groups = {"m16": 2, "m32": 4, "m64": 8}.get(variant, 1)
     workspace = meetings = strips = slots = patience = 0
     parts, n_warps = 1, 8
     if has_cores:
         strips, parts, n_groups = shape
         n_warps = min(16, (strips + 3) // 4 * 4)
-        n_shared = warp_bytes(n_warps) + 3 * groups * 2048 + 256
+        n_shared = warp_bytes(n_warps, 1) + 3 * groups * 2048 + 256
         grid = (parts, n_groups)
         slots = sum_slots(n_slices, parts)
         if parts > 1:
@@ -133,11 +126,12 @@ def run_product(
             together = together or int(rng.choice([1, parts]))
             patience = int(rng.choice([0, 3] if together == 1 else [0, 3, 3000]))
     else:
-        strip_tiles = 2 if variant == "m8_wide" else 1
-        slots = sum_slots(n_slices, 8 // strip_tiles)
-        x_bytes = 8 * groups * 8 * (272 if groups == 1 else 144)
-        n_shared = warp_bytes(8) + 128 + x_bytes + 2 * strip_tiles * slots * 512 * groups
-        grid = (n_blocks or (end + strip_tiles - 1) // strip_tiles, 1)
+        tiles = 2 if variant == "m8_pair" else 1
+        n_warps = 16 if variant == "m8_deep" else 8
+        slots = sum_slots(n_slices, n_warps)
+        x_bytes = n_warps * groups * 8 * (272 if groups == 1 else 144)
+        n_shared = warp_bytes(n_warps, tiles) + 128 + x_bytes + 2 * tiles * slots * 512 * groups
+        grid = (n_blocks or end // tiles, 1)
     params = packed.ljust(96, b"\0") + struct.pack(
         "<6Q12I",
         *(chunks, activations, y, memory.upload(bias), workspace, meetings),
@@ -170,7 +164,7 @@ def cases(harness):
     for number, name in enumerate(FORMATS):
         # Every kernel; every share of escapes.
         yield case([f"fixed-{name}-47x391-0"], 1, "m8")
-        yield case([f"fixed-{name}-47x391-3"], 7, "m8_wide", n_blocks=1)
+        yield case([f"fixed-{name}-47x391-3"], 7, "m8_deep", n_blocks=1)
         yield case([f"fixed-{name}-47x391-40"], 13, "m16", n_blocks=2)
         shape = [(1, 2, 3), (3, 1, 1), (2, 2, 2)][number % 3]
         yield case([f"fixed-{name}-47x391-100"], 33 + number, "m64", shape=shape)
@@ -178,6 +172,7 @@ def cases(harness):
         parts = ((48, 3), (32, 40), (16, 0))
         merged = [f"fixed-{name}-{rows}x1536-{spread}" for rows, spread in parts]
         yield case(merged, 20, "m32", shape=[(1, 1, 2), (2, 5, 3), (1, 3, 6)][number % 3])
+        yield case(merged, 7, "m8_pair", n_blocks=1 + number % 3)
         if number in (2, 3, 6):
             yield case(merged, 8, "m8", n_blocks=4)
         if number in (0, 4, 9):

@@ -8,8 +8,6 @@
 namespace transom {
 
 constexpr uint32_t kChunkRows = 16, kChunkCols = 128, kChunkElems = 2048;
-/// Windows u8[16], escapes u16, overflow count u16, overflow start u32.
-constexpr uint32_t kHeaderBytes = 24;
 /// After the last escape's place, so that copies are whole 16 bytes.
 constexpr uint32_t kHeaderPad = 8;
 
@@ -31,48 +29,84 @@ TRANSOM_BOTH constexpr uint32_t header_offset(WeightFormat f) {
         default: return 256 * int8_bits(f);
     }
 }
+/// A byte for each row, where its window begins; INT8 has none.
+TRANSOM_BOTH constexpr uint32_t window_bytes(WeightFormat f) { return is_int8(f) ? 0 : kChunkRows; }
+/// Windows, escapes u16, overflow count u16, overflow start u32.
+TRANSOM_BOTH constexpr uint32_t header_bytes(WeightFormat f) { return window_bytes(f) + 8; }
 /// Bytes of a chunk with room for `places` escapes, a multiple of 8.
 TRANSOM_BOTH constexpr uint32_t chunk_bytes(WeightFormat f, uint32_t places) {
-    return header_offset(f) + (is_dense(f) ? 0 : kHeaderBytes + 2 * places + kHeaderPad);
+    return header_offset(f) + (is_dense(f) ? 0 : header_bytes(f) + 2 * places + kHeaderPad);
 }
+/// Bytes of a warp's plane of patches: a byte for each element of a chunk, INT8: a half.
+TRANSOM_BOTH constexpr uint32_t plane_bytes(WeightFormat f) { return is_dense(f) ? 0 : kChunkElems * (is_int8(f) ? 2 : 1); }
+/// Bytes of the scales of a tile's rows that patches are made with.
+TRANSOM_BOTH constexpr uint32_t scale_bytes(WeightFormat f) { return is_int8(f) && !is_dense(f) ? kChunkRows * 4 : 0; }
 
 #ifdef __CUDACC__
 
-/// Where in the plane of patches the element of an escape lies, like its raw byte.
-__device__ __forceinline__ uint32_t escape_address(uint32_t escape) { return escape & 2047; }
-/// Row of the chunk that an escape is in.
-__device__ __forceinline__ uint32_t escape_row(uint32_t escape) { return (escape >> 6 & 7) + (escape >> 2 & 1) * 8; }
+/// What a lane's two rows are multiplied with, INT8 only: of dense weights `step`, of others FP16 pairs of the same two
+/// halves, q * 2^-24 * high + q * 2^-24 * low.
+struct Steps {
+    float step[2];
+    uint32_t high[2], low[2];
+};
 
-/// Puts the difference between each escaped element's byte and the one that
-/// code 0 decodes to into the plane, and takes it out again. The first 32
-/// escapes, most often all, need no loop.
+/// FP16 of `value`.
+__device__ __forceinline__ uint16_t to_half(float value) {
+    uint16_t out;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out) : "f"(value));
+    return out;
+}
+/// a * b + c of two FP16 numbers each.
+__device__ __forceinline__ uint32_t fma_half2(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t out;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+    return out;
+}
+
+/// Puts what escaped elements differ by from the ones that code 0 decodes to into the plane, and takes it out again. The
+/// first 32 escapes, most often all, need no loop.
+template <WeightFormat kFormat>
 struct Patches {
-    uint32_t counts, address;
+    uint32_t counts, place;
 
     /// Nothing, if not `there`.
-    __device__ __forceinline__ void put(const uint8_t* header, const uint8_t* symbols, const Segment& segment, uint8_t* plane, int lane, bool there = true) {
-        const uint32_t escape = ((const uint16_t*)(header + kHeaderBytes))[lane];
-        counts = there ? *(const uint32_t*)(header + 16) : 0, address = escape_address(escape);
-        if (lane < (counts & 0xFFFF)) plane[address] = header[escape_row(escape)] ^ symbols[escape >> 11];
-        if (is_long()) put_rest(header, symbols, segment, plane, lane);
+    __device__ __forceinline__ void put(const uint8_t* header, const uint8_t* symbols, const Segment& segment, const float* scales, uint8_t* plane, int lane, bool there = true) {
+        const uint32_t escape = ((const uint16_t*)(header + header_bytes(kFormat)))[lane];
+        counts = there ? *(const uint32_t*)(header + window_bytes(kFormat)) : 0, place = escape & 2047;
+        if (lane < (counts & 0xFFFF)) put_one(header, scales, plane, escape, symbols[escape >> 11]);
+        if (is_long()) put_rest(header, symbols, segment, scales, plane, lane);
     }
     __device__ __forceinline__ void clear(uint8_t* plane, int lane) const {
         if (!is_long()) {
-            if (lane < counts) plane[address] = 0;
+            if (lane < counts) {
+                if constexpr (is_int8(kFormat)) ((uint16_t*)plane)[place] = 0;
+                else plane[place] = 0;
+            }
         } else {
+            constexpr int kPieces = (is_int8(kFormat) ? 2 : 1) * (int)kChunkElems / 512;
 #pragma unroll
-            for (int i = 0; i < (int)kChunkElems / 512; i++) ((uint4*)plane)[i * 32 + lane] = make_uint4(0, 0, 0, 0);
+            for (int i = 0; i < kPieces; i++) ((uint4*)plane)[i * 32 + lane] = make_uint4(0, 0, 0, 0);
         }
     }
     /// More than 32 in the chunk, or some in the overflow.
     __device__ __forceinline__ bool is_long() const { return counts > 32; }
 
-    __device__ __forceinline__ void put_rest(const uint8_t* header, const uint8_t* symbols, const Segment& segment, uint8_t* plane, int lane) const {
-        const uint32_t n_inline = counts & 0xFFFF, n_over = counts >> 16, start = *(const uint32_t*)(header + 20);
+    /// INT8: code 0 decodes to 0, to which the value is added. Others: their bytes are put together by XOR.
+    static __device__ __forceinline__ void put_one(const uint8_t* header, const float* scales, uint8_t* plane, uint32_t escape, uint32_t key) {
+        const uint32_t place = escape & 2047;
+        if constexpr (is_int8(kFormat)) {
+            ((uint16_t*)plane)[place] = to_half((float)(int)(key - 128) * scales[(escape >> 5 & 7) + (escape >> 1 & 1) * 8]);
+        } else {
+            plane[place] = header[(escape >> 6 & 7) + (escape >> 2 & 1) * 8] ^ key;
+        }
+    }
+    __device__ __forceinline__ void put_rest(const uint8_t* header, const uint8_t* symbols, const Segment& segment, const float* scales, uint8_t* plane, int lane) const {
+        const uint32_t n_inline = counts & 0xFFFF, n_over = counts >> 16, start = *(const uint32_t*)(header + window_bytes(kFormat) + 4);
 #pragma unroll 1
         for (uint32_t i = lane + 32; i < n_inline; i += 32) {
-            const uint32_t escape = ((const uint16_t*)(header + kHeaderBytes))[i];
-            plane[escape_address(escape)] = header[escape_row(escape)] ^ symbols[escape >> 11];
+            const uint32_t escape = ((const uint16_t*)(header + header_bytes(kFormat)))[i];
+            put_one(header, scales, plane, escape, symbols[escape >> 11]);
         }
         // Four at a time: each comes from far away.
 #pragma unroll 1
@@ -82,7 +116,7 @@ struct Patches {
             for (int j = 0; j < 4; j++) escapes[j] = i + j * 32 < n_over ? __ldg(segment.overflow + start + i + j * 32) : 0;
 #pragma unroll
             for (int j = 0; j < 4; j++)
-                if (i + j * 32 < n_over) plane[escape_address(escapes[j])] = header[escape_row(escapes[j])] ^ escapes[j] >> 16;
+                if (i + j * 32 < n_over) put_one(header, scales, plane, escapes[j], escapes[j] >> 16);
         }
     }
 };
@@ -108,6 +142,44 @@ __device__ __forceinline__ void load3(const uint8_t* from, int half, int lane, u
     }
 }
 
+/// INT8 of half a chunk: 16 pairs of halves, each the sign and, as its lowest bits, the magnitude of a value, that is
+/// q * 2^-24; pair p is register p % 4 of k16 step p / 4. A word has as many codes, of both halves, as fit, and with the
+/// bits that are left over, those of kJoined words, more are put together.
+template <int kBits, int kHalf>
+__device__ __forceinline__ void int8_half(const uint8_t* chunk, int lane, uint32_t* out) {
+    constexpr int kFields = 16 / kBits, kLeft = 16 - kFields * kBits, kTogether = kLeft < kFields ? kLeft : kFields;
+    constexpr int kJoined = kLeft == 0 ? 0 : kTogether * kBits / kLeft;
+    constexpr uint32_t kMask = (0x8000u | ((1u << (kBits - 1)) - 1)) * 0x10001u;
+    const uint8_t* from = chunk + kHalf * 128 * kBits;
+    uint32_t words[kBits];
+    const uint4 v = ((const uint4*)from)[lane];
+    words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
+    if constexpr (kBits & 2) {
+        const uint2 v = ((const uint2*)(from + 512))[lane];
+        words[4] = v.x, words[5] = v.y;
+    }
+    if constexpr (kBits & 1) words[kBits - 1] = ((const uint32_t*)(from + (kBits & 2 ? 768 : 512)))[lane];
+    // A code's sign is the bit below its magnitude, the lowest one's the highest bit of the other half.
+#pragma unroll
+    for (int w = 0; w < kBits; w++)
+#pragma unroll
+        for (int i = 0; i < kFields; i++) out[w * kFields + i] = __funnelshift_r(words[w], words[w], i * kBits) & kMask;
+#pragma unroll
+    for (int g = 0; g < (kLeft == 0 ? 0 : kLeft / kTogether); g++) {
+        uint32_t joined = 0;
+#pragma unroll
+        for (int j = 0; j < kJoined; j++) {
+            const uint32_t word = words[g * kJoined + j], bits = __funnelshift_l(word, word, (j + 1) * kLeft);
+            // Bits j * kLeft on, of which the first is the highest.
+            constexpr uint32_t kPiece = (1u << kLeft) - 1;
+            const uint32_t place = (j == 0 ? kPiece >> 1 | 0x8000u : kPiece << (j * kLeft - 1)) * 0x10001u;
+            joined = (joined & ~place) | (bits & place);
+        }
+#pragma unroll
+        for (int i = 0; i < kTogether; i++) out[kBits * kFields + g * kTogether + i] = __funnelshift_r(joined, joined, i * kBits) & kMask;
+    }
+}
+
 /// Two weights of bytes u = q + 128, as FP16 of f32(q) * scale, by one instruction each after their bytes are in place:
 /// a float whose bits are u << 16 is u * 2^-133, as denormals and the first binade are on one linear scale. So the sum
 /// (u * 2^-133) * step - 128 * scale, where 128 * scale = step * 2^-126 is exact, is rounded once, like q * scale.
@@ -121,7 +193,7 @@ __device__ __forceinline__ uint32_t dequantise(uint32_t bytes, uint32_t selector
 }
 
 /// Keys of four of the eight k16 steps of a chunk, two words a step: four elements of the upper row, four of the lower
-/// (INT8: values plus 128). Escaped elements have the window of their row.
+/// (dense INT8: values plus 128). Escaped elements have the window of their row.
 template <WeightFormat kFormat, int kHalf>
 __device__ __forceinline__ void keys_half(const uint8_t* chunk, int lane, uint32_t* e) {
     if constexpr (kFormat == kDenseInt8) {
@@ -145,34 +217,13 @@ __device__ __forceinline__ void keys_half(const uint8_t* chunk, int lane, uint32
             }
         } else {
             // Nibbles: word s holds step s, the low nibbles of its bytes the upper row.
-            constexpr uint32_t kAt = kFormat == kFixedBf16x4 ? 2048 : 0;
-            const uint4 v = ((const uint4*)(chunk + kAt))[kHalf * 32 + lane];
+            const uint4 v = ((const uint4*)(chunk + 2048))[kHalf * 32 + lane];
             const uint32_t nibbles[4] = {v.x, v.y, v.z, v.w};
-            constexpr int kHigh = kFormat == kFixedBf16x4 ? 0 : (int)int8_bits(kFormat) - 4;
-            const uint32_t* more = (const uint32_t*)(chunk + 1024);
 #pragma unroll
             for (int s = 0; s < 4; s++) {
-                e[2 * s] = nibbles[s] & 0x0F0F0F0Fu;
-                e[2 * s + 1] = nibbles[s] >> 4 & 0x0F0F0F0Fu;
+                e[2 * s] = (nibbles[s] & 0x0F0F0F0Fu) + upper;
+                e[2 * s + 1] = (nibbles[s] >> 4 & 0x0F0F0F0Fu) + lower;
             }
-            if constexpr (kHigh == 1 || kHigh == 3) {
-                // Bit j of each byte belongs to word j of the half.
-                const uint32_t bits = more[(kHigh == 3 ? 128 : 0) + kHalf * 32 + lane];
-                constexpr int kPlace = kHigh == 3 ? 6 : 4;
-#pragma unroll
-                for (int j = 0; j < 8; j++) e[j] |= (j < kPlace ? bits << (kPlace - j) : bits >> (j - kPlace)) & 0x01010101u << kPlace;
-            }
-            if constexpr (kHigh == 2 || kHigh == 3) {
-                const uint2 v = ((const uint2*)more)[kHalf * 32 + lane];
-                const uint32_t pairs[2] = {v.x, v.y};
-#pragma unroll
-                for (int j = 0; j < 8; j++) {
-                    const uint32_t p = pairs[j / 4];
-                    e[j] |= (j % 4 < 2 ? p << (4 - 2 * (j % 4)) : p >> (2 * (j % 4) - 4)) & 0x30303030u;
-                }
-            }
-#pragma unroll
-            for (int j = 0; j < 4; j++) e[2 * j] += upper, e[2 * j + 1] += lower;
         }
     }
 }
@@ -213,32 +264,42 @@ __device__ __forceinline__ void join_half(const uint8_t* chunk, int lane, uint32
 
 /// Decodes four of the eight k16 steps of a chunk: a[4 * step + register].
 template <WeightFormat kFormat, int kHalf>
-__device__ __forceinline__ void decode_half(const uint8_t* chunk, const uint8_t* plane, int lane, float step0, float step1, uint32_t* a) {
+__device__ __forceinline__ void decode_half(const uint8_t* chunk, const uint8_t* plane, int lane, const Steps& steps, uint32_t* a) {
     if constexpr (kFormat == kDenseBf16 || kFormat == kDenseF16) {
 #pragma unroll
         for (int s = 0; s < 4; s++) {
             const uint4 v = ((const uint4*)chunk)[(4 * kHalf + s) * 32 + lane];
             a[4 * s] = v.x, a[4 * s + 1] = v.y, a[4 * s + 2] = v.z, a[4 * s + 3] = v.w;
         }
-        return;
-    }
-    uint32_t e[8];
-    keys_half<kFormat, kHalf>(chunk, lane, e);
-    if constexpr (!is_dense(kFormat)) {
+    } else if constexpr (is_int8(kFormat) && !is_dense(kFormat)) {
+        uint32_t q[16];
+        int8_half<(int)int8_bits(kFormat), kHalf>(chunk, lane, q);
+#pragma unroll
+        for (int s = 0; s < 4; s++) {
+            const uint4 v = ((const uint4*)plane)[(4 * kHalf + s) * 32 + lane];
+            const uint32_t patches[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const uint32_t pair = q[4 * s + i];
+                a[4 * s + i] = fma_half2(pair, steps.high[i % 2], fma_half2(pair, steps.low[i % 2], patches[i]));
+            }
+        }
+    } else if constexpr (is_int8(kFormat)) {
+        uint32_t e[8];
+        keys_half<kFormat, kHalf>(chunk, lane, e);
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            a[j / 2 * 4 + j % 2] = dequantise(e[j], 0x4044, 0x4144, steps.step[j % 2]);
+            a[j / 2 * 4 + j % 2 + 2] = dequantise(e[j], 0x4244, 0x4344, steps.step[j % 2]);
+        }
+    } else {
+        uint32_t e[8];
+        keys_half<kFormat, kHalf>(chunk, lane, e);
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             const uint4 v = ((const uint4*)plane)[(2 * kHalf + j) * 32 + lane];
             e[4 * j] ^= v.x, e[4 * j + 1] ^= v.y, e[4 * j + 2] ^= v.z, e[4 * j + 3] ^= v.w;
         }
-    }
-    if constexpr (is_int8(kFormat)) {
-#pragma unroll
-        for (int j = 0; j < 8; j++) {
-            const float step = j % 2 ? step1 : step0;
-            a[j / 2 * 4 + j % 2] = dequantise(e[j], 0x4044, 0x4144, step);
-            a[j / 2 * 4 + j % 2 + 2] = dequantise(e[j], 0x4244, 0x4344, step);
-        }
-    } else {
         join_half<kFormat, kHalf>(chunk, lane, e, a);
     }
 }

@@ -31,8 +31,13 @@ __device__ __forceinline__ void mma(float* c, const uint32_t* a, uint32_t b0, ui
 constexpr uint32_t kCoreAlongK = 128, kCoreAlongTokens = 2048;
 
 #if TRANSOM_WGMMA
-__device__ __forceinline__ uint64_t activation_descriptor(uint32_t address) {
-    return (uint64_t)(address >> 4 & 0x3FFF) | (uint64_t)(kCoreAlongK >> 4) << 16 | (uint64_t)(kCoreAlongTokens >> 4) << 32;
+/// Low word of the descriptor of activations at a shared address.
+__device__ __forceinline__ uint32_t activation_descriptor(uint32_t address) { return address >> 4 | (kCoreAlongK >> 4) << 16; }
+/// Of those `n_bytes` further on. The words are apart: a sum of 64 bits would be one of vector registers.
+__device__ __forceinline__ uint64_t further(uint32_t descriptor, uint32_t n_bytes) {
+    uint64_t out;
+    asm("mov.b64 %0, {%1, %2};" : "=l"(out) : "r"(descriptor + n_bytes / 16), "n"(kCoreAlongTokens >> 4));
+    return out;
 }
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }

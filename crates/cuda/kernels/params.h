@@ -21,10 +21,12 @@ enum WeightFormat : int {
     kFixedInt8x7 = 9,
 };
 
-/// Scale of an INT8 row: weights are q * step * 2^-133 * factor, where `factor` is the least power of two, at least 1,
-/// for which `step` is finite.
+/// Scale of an INT8 row: `scale` times `factor`, a power of two. Weights are FP16 of q * scale. For the codes of a
+/// fixed-rate format that is also q * 2^-24 * high + q * 2^-24 * low with one rounding of each sum, where `high` and `low`
+/// are the FP16 halves of `multipliers`.
 struct RowScale {
-    float step, factor;
+    float scale, factor;
+    uint32_t multipliers;
 };
 
 /// Rows of a weight matrix with their own tables and scales.

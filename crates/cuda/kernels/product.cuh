@@ -1,10 +1,11 @@
 // Fused product y[M,N] = x[M,K] * W[N,K]^T from fixed-rate weights for up to
 // 16 tokens, and its dense twin: the same kernel, only decode_half differs.
 //
-// A block has kTogether tiles of 16 rows times kApart groups of warps, each
-// with an equal share of the slices of K. Every warp has a ring of its own for
-// chunks of weights; activations come through L1 into shared memory, half a chunk ahead.
-// The sums of all slices meet in shared memory and are added in order.
+// A block has kTiles tiles of 16 rows at a time and kApart warps, each with an
+// equal share of the slices of K. Every warp has a ring of its own for chunks
+// of weights, of the tiles by turns, which share its activations; those come
+// through L1 into shared memory, a chunk or half of one ahead. The sums of all
+// slices meet in shared memory and are added in order.
 #pragma once
 
 #include "mma.cuh"
@@ -21,12 +22,10 @@ TRANSOM_BOTH constexpr uint32_t x_cols(int tokens8) { return tokens8 == 1 ? 128 
 TRANSOM_BOTH constexpr uint32_t x_row_bytes(int tokens8) { return 2 * x_cols(tokens8) + 16; }
 
 /// Shared memory of a block.
-template <WeightFormat kFormat, int kTokens8, int kTogether, int kApart>
+template <WeightFormat kFormat, int kTokens8, int kTiles, int kApart>
 constexpr uint32_t product_shared_bytes(uint32_t chunk_bytes, uint32_t n_slices) {
-    constexpr uint32_t warps = kTogether * kApart;
-    const uint32_t sums = 2 * kTogether * sum_slots(n_slices, kApart) * 512 * kTokens8;
-    return warps * ((kStages * chunk_bytes + 127) / 128 * 128) + (is_dense(kFormat) ? 0 : warps * kChunkElems) + warps * kTokens8 * 8 * x_row_bytes(kTokens8) + sums + 128 +
-           warps * kStages * 8;
+    const uint32_t ring = (kStages * chunk_bytes + 127) / 128 * 128, x = kTokens8 * 8 * x_row_bytes(kTokens8);
+    return kApart * (ring + plane_bytes(kFormat) + kTiles * scale_bytes(kFormat) + x + kStages * 8) + 128 + 2 * kTiles * sum_slots(n_slices, kApart) * 512 * kTokens8;
 }
 
 /// Row-major activations of a chunk's columns, or of half of them, in shared memory; the next are on their way as soon
@@ -35,37 +34,41 @@ template <int kTokens8>
 struct Activations {
     static constexpr uint32_t kCols = x_cols(kTokens8), kPieces = kCols / 8;  // of 16 bytes
     static constexpr uint32_t kTokensAtOnce = 32 / kPieces, kRowBytes = x_row_bytes(kTokens8);
-    const uint8_t* next;  // the lane's piece of the first token that it copies
-    uint32_t to, stride;  // of the stage, and bytes from one token to the next
+    uint64_t from;               // the lane's piece of the first token that it copies, of the first columns
+    uint32_t to, stride;         // of the stage, and bytes from two tokens to the next two
     uint32_t row[kTokens8];
-    uint32_t column, first, end;  // of the next copy
-    uint32_t token, n_columns;    // first token, and columns that have the lane's piece
+    uint32_t offset, end;        // of the next columns, and of those behind the last, in bytes
+    uint32_t there;              // bytes that have the lane's piece of x
+    uint32_t tokens;             // bit j: whether there is the token that the lane copies as its j-th
 
-    __device__ __forceinline__ Activations(const ProductParams& p, uint32_t stage, int lane, uint32_t first, uint32_t end)
-        : stride(p.x_stride * 2), column(first), first(first), end(end), token(lane / kPieces) {
-        next = (const uint8_t*)p.x + (size_t)token * stride + (first + lane % kPieces * 8) * 2;
+    __device__ __forceinline__ Activations(const ProductParams& p, uint32_t stage, int lane, uint32_t first, uint32_t columns_end)
+        : stride(computed_once(p.x_stride * 2 * kTokensAtOnce)), offset(0), end(computed_once((columns_end - first) * 2)) {
+        const uint32_t column = first + lane % kPieces * 8;
+        const uint32_t token = lane / kPieces;
+        from = computed_once((uint64_t)p.x + ((uint64_t)token * p.x_stride + column) * 2);
         to = stage + token * kRowBytes + lane % kPieces * 16;
-        n_columns = max(p.x_stride, lane % kPieces * 8) - lane % kPieces * 8;
+        there = computed_once((max(p.x_stride, column) - column) * 2);
+        tokens = 0;
+#pragma unroll
+        for (uint32_t j = 0; j < 8 * kTokens8 / kTokensAtOnce; j++) tokens |= (token + j * kTokensAtOnce < p.tokens) << j;
+        tokens = computed_once(tokens);
         // ldmatrix takes the addresses of a matrix's rows, tokens, from eight lanes. Results of tokens that are not there are not stored.
 #pragma unroll
         for (int g = 0; g < kTokens8; g++) row[g] = stage + min((uint32_t)(g * 8 + lane % 8), p.tokens - 1) * kRowBytes + lane / 8 * 16;
     }
-    /// Starts to copy the next columns, zeros behind the last.
-    __device__ __forceinline__ void copy(const ProductParams& p) {
-        // The condition is the same for all lanes.
-        if (p.tokens <= kTokensAtOnce) copy_tokens<kTokensAtOnce>(p);
-        else copy_tokens<8 * kTokens8>(p);
-        column += kCols, next += 2 * kCols;
-        if (column == end) column = first, next -= (end - first) * 2;
-    }
-    template <uint32_t kTokens>
-    __device__ __forceinline__ void copy_tokens(const ProductParams& p) const {
-        const uint32_t n_tokens = column < n_columns ? p.tokens : 0;
+    /// Starts to copy the next columns, zeros behind the last. Tokens that are not there are not read.
+    __device__ __forceinline__ void copy() {
+        const uint64_t at = from + offset;
+        const uint32_t n_bytes = offset < there ? 16 : 0;
 #pragma unroll
-        for (uint32_t j = 0; j < kTokens; j += kTokensAtOnce) {
-            const uint32_t n_bytes = token + j < n_tokens ? 16 : 0;
-            asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(to + j * kRowBytes), "l"(next + (size_t)j * stride), "r"(n_bytes) : "memory");
+        for (uint32_t j = 0; j < 8 * kTokens8 / kTokensAtOnce; j++) {
+            asm volatile(
+                "{\n.reg .pred there;\nsetp.ne.u32 there, %3, 0;\n@there cp.async.ca.shared.global [%0], [%1], 16, %2;\n}" ::"r"(to + j * kTokensAtOnce * kRowBytes),
+                "l"(at + (uint64_t)j * stride), "r"(n_bytes), "r"(tokens & 1u << j)
+                : "memory");
         }
+        offset += 2 * kCols;
+        if (offset == end) offset = 0;
     }
     /// The lane's own copies have arrived; those of others after a __syncwarp().
     __device__ __forceinline__ void wait() const { asm volatile("cp.async.wait_all;" ::: "memory"); }
@@ -77,29 +80,30 @@ struct Activations {
     }
 };
 
-template <WeightFormat kFormat, int kTokens8, int kTogether, int kApart>
+template <WeightFormat kFormat, int kTokens8, int kTiles, int kApart>
 __device__ __forceinline__ void product(const ProductParams& p) {
     constexpr bool kDense = is_dense(kFormat);
-    constexpr int kWarps = kTogether * kApart, kTileFloats = kTokens8 * 128;
+    constexpr int kTileFloats = kTokens8 * 128;
+    constexpr uint32_t kXBytes = kTokens8 * 8 * x_row_bytes(kTokens8);
     extern __shared__ __align__(128) uint8_t shared[];
-    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = lane_index(), strip = warp % kTogether, group = warp / kTogether;
+    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = lane_index();
     const uint32_t bytes = kDense ? chunk_bytes(kFormat, 0) : p.chunk_bytes;
     const uint32_t ring_bytes = (kStages * bytes + 127) / 128 * 128;
     const uint32_t n_slices = slices(p.rows, p.cols), across = (p.cols + kChunkCols - 1) / kChunkCols;
     const uint32_t slots = sum_slots(n_slices, kApart), own = n_slices / kApart;
 
-    uint8_t* at = shared;
-    uint8_t* ring_memory = at + warp * ring_bytes;
-    at += kWarps * ring_bytes;
-    uint8_t* plane = at + warp * kChunkElems;
-    at += kDense ? 0 : kWarps * kChunkElems;
-    const uint32_t x_stage = computed_once(shared_address(at) + warp * kTokens8 * 8 * x_row_bytes(kTokens8));
-    at += kWarps * kTokens8 * 8 * x_row_bytes(kTokens8);
-    uint8_t* symbols = at;
-    at += 128;
-    const uint32_t bar = computed_once(shared_address(at) + warp * kStages * 8);
-    at += kWarps * kStages * 8;
-    float* sums = (float*)at;  // [2][strip][slot][token group][128]
+    uint32_t at = 0;
+    auto take = [&](uint32_t n_bytes) {
+        at += n_bytes;
+        return shared + computed_once(at - n_bytes);
+    };
+    uint8_t* ring_memory = take(kApart * ring_bytes) + warp * ring_bytes;
+    uint8_t* plane = take(kApart * plane_bytes(kFormat)) + warp * plane_bytes(kFormat);
+    float* scales = (float*)take(kApart * kTiles * scale_bytes(kFormat)) + warp * kTiles * kChunkRows;
+    const uint32_t x_stage = computed_once(shared_address(take(kApart * kXBytes)) + warp * kXBytes);
+    uint8_t* symbols = take(128);
+    const uint32_t bar = computed_once(shared_address(take(kApart * kStages * 8)) + warp * kStages * 8);
+    float* sums = (float*)(shared + at);  // [2][tile][slot][token group][128]
 
     if (lane == 0) {
         for (int i = 0; i < kStages; i++) barrier_init(bar + 8 * i, 1);
@@ -108,16 +112,16 @@ __device__ __forceinline__ void product(const ProductParams& p) {
     asm volatile("griddepcontrol.launch_dependents;");
     __syncwarp();
 
-    const uint32_t n_groups = (p.n_tiles + kTogether - 1) / kTogether;
+    const uint32_t n_groups = p.n_tiles / kTiles;
     const uint32_t rounds = (n_groups - blockIdx.x + gridDim.x - 1) / gridDim.x;
-    const uint32_t slice_first = n_slices * group / kApart, slice_last = n_slices * (group + 1) / kApart;
+    const uint32_t slice_first = n_slices * warp / kApart, slice_last = n_slices * (warp + 1) / kApart;
     const uint32_t first = computed_once(min(across, slice_begin(p.rows, p.cols, slice_first) / kChunkCols));
     const uint32_t end = computed_once(min(across, slice_begin(p.rows, p.cols, slice_last) / kChunkCols));
 
-    ChunkRing<kStages> ring(p, ring_memory, bar, bytes, first, end, blockIdx.x * kTogether + strip, gridDim.x * kTogether);
-    for (int i = 0; i < kStages; i++) ring.fill(p, lane, i);
+    ChunkRing<kStages, kTiles> ring(p, ring_memory, bar, bytes, first, end, blockIdx.x * kTiles, gridDim.x * kTiles);
+    for (int i = 0; i < kStages; i++) ring.fill(lane, i);
     if (!kDense) {
-        for (int i = lane; i < (int)kChunkElems / 16; i += 32) ((uint4*)plane)[i] = make_uint4(0, 0, 0, 0);
+        for (int i = lane; i < (int)plane_bytes(kFormat) / 16; i += 32) ((uint4*)plane)[i] = make_uint4(0, 0, 0, 0);
         if (warp < (int)p.n_segments) symbols[warp * 32 + lane] = p.segments[warp].symbols[lane];
     }
     __syncthreads();
@@ -125,56 +129,64 @@ __device__ __forceinline__ void product(const ProductParams& p) {
     asm volatile("griddepcontrol.wait;" ::: "memory");
 
     Activations<kTokens8> activations(p, x_stage, lane, first * kChunkCols, end * kChunkCols);
-    if (first < end) activations.copy(p);
+    if (first < end) activations.copy();
 
     for (uint32_t round = 0; round < rounds; round++) {
-        const uint32_t tile = (blockIdx.x + round * gridDim.x) * kTogether + strip;
-        if (tile < p.n_tiles) {
-            const uint32_t segment = locate(p, tile).segment;
-            float steps[2];
-            load_steps<kFormat>(p, tile, lane, steps);
-            float* out = sums + ((round % 2 * kTogether + strip) * slots + (group == 0 ? 0 : slice_first - own + (own > 0 ? 1 : 0))) * kTileFloats;
-            float acc[kTokens8][4] = {}, total[kTokens8][4];
+        const uint32_t tile = (blockIdx.x + round * gridDim.x) * kTiles;
+        uint32_t segment[kTiles];
+        Steps steps[kTiles];
+        float acc[kTiles][kTokens8][4] = {}, total[kTiles][kTokens8][4];
+#pragma unroll
+        for (int t = 0; t < kTiles; t++) {
+            segment[t] = locate(p, tile + t).segment;
+            steps[t] = load_steps<kFormat>(p, tile + t, lane, scales + t * kChunkRows);
 #pragma unroll
             for (int g = 0; g < kTokens8; g++)
 #pragma unroll
-                for (int i = 0; i < 4; i++) total[g][i] = -0.0f;  // -0 + s is s for every s
-            uint32_t slice = slice_first;
-            uint32_t border = min(across, slice_begin(p.rows, p.cols, slice + 1) / kChunkCols);
-            for (uint32_t c = first; c < end; c++) {
+                for (int i = 0; i < 4; i++) total[t][g][i] = -0.0f;  // -0 + s is s for every s
+        }
+        float* out = sums + (round % 2 * kTiles * slots + (warp == 0 ? 0 : slice_first - own + (own > 0 ? 1 : 0))) * kTileFloats;
+        uint32_t slice = slice_first;
+        uint32_t border = min(across, slice_begin(p.rows, p.cols, slice + 1) / kChunkCols);
+        for (uint32_t c = first; c < end; c++) {
+            constexpr int kUnits = x_cols(kTokens8) / 32;  // of two k16 steps
+            static_assert(kTiles == 1 || kUnits == 4, "tiles of a round share the activations of whole chunks");
+            uint4 x[kTokens8][kUnits];
+            auto load_x = [&]() {
+#pragma unroll
+                for (int g = 0; g < kTokens8; g++)
+#pragma unroll
+                    for (int j = 0; j < kUnits; j++) x[g][j] = activations.fragments(g, j);
+                // All lanes have read the stage.
+                __syncwarp();
+            };
+            auto tiles = [&](auto which) {
+                constexpr int t = decltype(which)::value;
                 const uint8_t* chunk = ring.wait();
-                const uint8_t* header = chunk + header_offset(kFormat);
-                Patches patches = {};
-                if (!kDense) patches.put(header, symbols + segment * 32, p.segments[segment], plane, lane);
-                constexpr int kUnits = x_cols(kTokens8) / 32;  // of two k16 steps
-                uint4 x[kTokens8][kUnits];
-                auto load_x = [&]() {
-                    activations.wait();
-                    // Patches and activations of all lanes are there.
-                    __syncwarp();
-#pragma unroll
-                    for (int g = 0; g < kTokens8; g++)
-#pragma unroll
-                        for (int j = 0; j < kUnits; j++) x[g][j] = activations.fragments(g, j);
-                    // All lanes have read the stage.
-                    __syncwarp();
-                    activations.copy(p);
-                };
+                Patches<kFormat> patches = {};
+                if (!kDense) patches.put(chunk + header_offset(kFormat), symbols + segment[t] * 32, p.segments[segment[t]], scales + t * kChunkRows, plane, lane);
                 auto half = [&](auto which) {
                     constexpr int h = decltype(which)::value;
-                    if (h == 0 || kUnits == 2) load_x();
+                    const bool fresh = kUnits == 2 || (t == 0 && h == 0);
+                    if (fresh) activations.wait();
+                    // Patches and activations of all lanes are there.
+                    if (fresh || h == 0) __syncwarp();
+                    if (fresh) load_x();
+                    if (kUnits == 2) activations.copy();
                     uint32_t a[16];
-                    decode_half<kFormat, h>(chunk, plane, lane, steps[0], steps[1], a);
+                    decode_half<kFormat, h>(chunk, plane, lane, steps[t], a);
 #pragma unroll
                     for (int j = 0; j < 2; j++)
 #pragma unroll
                         for (int g = 0; g < kTokens8; g++) {
                             const uint4 v = x[g][(2 * h + j) % kUnits];
-                            mma<is_half(kFormat)>(acc[g], a + 8 * j, v.x, v.y);
-                            mma<is_half(kFormat)>(acc[g], a + 8 * j + 4, v.z, v.w);
+                            mma<is_half(kFormat)>(acc[t][g], a + 8 * j, v.x, v.y);
+                            mma<is_half(kFormat)>(acc[t][g], a + 8 * j + 4, v.z, v.w);
                         }
                 };
                 half(Constant<0>());
+                // Not before: the copies would hold up the loads of the first half.
+                if (t == 0 && kUnits == 4) activations.copy();
                 half(Constant<1>());
                 if (!kDense) {
                     __syncwarp();
@@ -182,41 +194,39 @@ __device__ __forceinline__ void product(const ProductParams& p) {
                 }
                 // Filled again only when every lane's loads have arrived: the products above have read them.
                 __syncwarp();
-                ring.release(p, lane);
-                if (c + 1 == border) {
-                    if (group == 0) {
+                ring.release(lane);
+            };
+            tiles(Constant<0>());
+            if constexpr (kTiles == 2) tiles(Constant<1>());
+            if (c + 1 == border) {
 #pragma unroll
-                        for (int g = 0; g < kTokens8; g++)
-#pragma unroll
-                            for (int i = 0; i < 4; i++) total[g][i] += acc[g][i];
-                    }
-                    if (group > 0 || c + 1 == end) {
-#pragma unroll
-                        for (int g = 0; g < kTokens8; g++) {
-                            float v[4];
-#pragma unroll
-                            for (int i = 0; i < 4; i++) v[i] = group == 0 ? total[g][i] : acc[g][i];
-                            ((float4*)out)[g * 32 + lane] = make_float4(v[0], v[1], v[2], v[3]);
-                        }
-                    }
+                for (int t = 0; t < kTiles; t++) {
+                    float* to = out + t * slots * kTileFloats;
 #pragma unroll
                     for (int g = 0; g < kTokens8; g++)
 #pragma unroll
-                        for (int i = 0; i < 4; i++) acc[g][i] = 0;
-                    if (group > 0) out += kTileFloats;
-                    slice++;
-                    border = min(across, slice_begin(p.rows, p.cols, slice + 1) / kChunkCols);
+                        for (int i = 0; i < 4; i++) {
+                            total[t][g][i] = warp == 0 ? total[t][g][i] + acc[t][g][i] : acc[t][g][i];
+                            acc[t][g][i] = 0;
+                        }
+                    if (warp > 0 || c + 1 == end) {
+#pragma unroll
+                        for (int g = 0; g < kTokens8; g++) ((float4*)to)[g * 32 + lane] = make_float4(total[t][g][0], total[t][g][1], total[t][g][2], total[t][g][3]);
+                    }
                 }
+                if (warp > 0) out += kTileFloats;
+                slice++;
+                border = min(across, slice_begin(p.rows, p.cols, slice + 1) / kChunkCols);
             }
         }
         __syncthreads();
-        const float* from = sums + round % 2 * kTogether * slots * kTileFloats;
-        for (uint32_t i = threadIdx.x; i < kTogether * kTileFloats; i += 32 * kWarps) {
+        const float* from = sums + round % 2 * kTiles * slots * kTileFloats;
+        for (uint32_t i = threadIdx.x; i < kTiles * kTileFloats; i += 32 * kApart) {
             // Consecutive threads: rows of a tile, then tokens.
-            const uint32_t row = i % 16, token = i / 16 % (kTokens8 * 8), s = i / kTileFloats;
-            const uint32_t n = ((blockIdx.x + round * gridDim.x) * kTogether + s) * 16 + row;
+            const uint32_t row = i % 16, token = i / 16 % (kTokens8 * 8), t = i / kTileFloats;
+            const uint32_t n = (tile + t) * 16 + row;
             if (n >= p.rows || token >= p.tokens) continue;
-            const float* v = from + s * slots * kTileFloats + token / 8 * 128 + (row % 8 * 4 + token % 8 / 2) * 4 + row / 8 * 2 + token % 2;
+            const float* v = from + t * slots * kTileFloats + token / 8 * 128 + (row % 8 * 4 + token % 8 / 2) * 4 + row / 8 * 2 + token % 2;
             float sum = v[0];
 #pragma unroll 8
             for (uint32_t j = 1; j < slots; j++) sum += v[j * kTileFloats];

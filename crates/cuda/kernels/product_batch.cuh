@@ -29,7 +29,7 @@ constexpr size_t batch_workspace_floats(uint32_t groups, uint32_t parts, uint32_
 /// Shared memory of a block of `warps` warps.
 template <WeightFormat kFormat, int kTokens8>
 constexpr uint32_t batch_shared_bytes(uint32_t chunk_bytes, uint32_t warps) {
-    return warps * ((kBatchStages * chunk_bytes + 127) / 128 * 128) + (is_dense(kFormat) ? 0 : warps * kChunkElems) + kBatchXStages * kTokens8 * 2048 + kBatchCommon +
+    return warps * ((kBatchStages * chunk_bytes + 127) / 128 * 128) + warps * (plane_bytes(kFormat) + scale_bytes(kFormat)) + kBatchXStages * kTokens8 * 2048 + kBatchCommon +
            warps * kBatchStages * 8;
 }
 
@@ -41,7 +41,7 @@ __device__ __forceinline__ void batch_steps(float (&acc)[kTokens8][4], const uin
 #if TRANSOM_WGMMA
     wgmma_fence();
 #pragma unroll
-    for (int s = 0; s < 4; s++) wgmma<is_half(kFormat), kTokens8>(acc, a + 4 * s, activation_descriptor(x) + (4 * kHalf + s) * 2 * kCoreAlongK / 16);
+    for (int s = 0; s < 4; s++) wgmma<is_half(kFormat), kTokens8>(acc, a + 4 * s, further(activation_descriptor(x), (4 * kHalf + s) * 2 * kCoreAlongK));
     wgmma_commit();
 #else
 #pragma unroll
@@ -115,8 +115,10 @@ __device__ __forceinline__ void product_batch(const ProductParams& p) {
     uint8_t* at = shared + kBatchXStages * kXBytes + kBatchCommon;
     uint8_t* ring_memory = at + warp * ring_bytes;
     at += n_warps * ring_bytes;
-    uint8_t* plane = at + warp * kChunkElems;
-    at += kDense ? 0 : n_warps * kChunkElems;
+    uint8_t* plane = at + warp * plane_bytes(kFormat);
+    at += n_warps * plane_bytes(kFormat);
+    float* scales = (float*)(at + warp * scale_bytes(kFormat));
+    at += n_warps * scale_bytes(kFormat);
     const uint32_t bar = computed_once(shared_address(at) + warp * kBatchStages * 8);
 
     if (threadIdx.x == 0) {
@@ -135,10 +137,10 @@ __device__ __forceinline__ void product_batch(const ProductParams& p) {
 
     // Beyond the strips of the block: no tile.
     const uint32_t first_tile = warp < (int)p.strips ? blockIdx.y * p.strips + warp : p.n_tiles;
-    ChunkRing<kBatchStages> ring(p, ring_memory, bar, bytes, first, end, first_tile, n_groups * p.strips);
-    for (int i = 0; i < kBatchStages; i++) ring.fill(p, lane, i);
+    ChunkRing<kBatchStages, 1> ring(p, ring_memory, bar, bytes, first, end, first_tile, n_groups * p.strips);
+    for (int i = 0; i < kBatchStages; i++) ring.fill(lane, i);
     if (!kDense) {
-        for (int i = lane; i < (int)kChunkElems / 16; i += 32) ((uint4*)plane)[i] = make_uint4(0, 0, 0, 0);
+        for (int i = lane; i < (int)plane_bytes(kFormat) / 16; i += 32) ((uint4*)plane)[i] = make_uint4(0, 0, 0, 0);
         if (warp < (int)p.n_segments) symbols[warp * 32 + lane] = p.segments[warp].symbols[lane];
     }
     __syncthreads();
@@ -175,8 +177,8 @@ __device__ __forceinline__ void product_batch(const ProductParams& p) {
     for (uint32_t tile0 = first_tile0; tile0 < p.n_tiles; tile0 += tile_step) {
         const uint32_t tile = tile0 + warp;
         const bool here = warp < (int)p.strips && tile < p.n_tiles;
-        float steps[2] = {};
-        if (here) load_steps<kFormat>(p, tile, lane, steps);
+        // A tile that is not there has the last row's.
+        const Steps steps = load_steps<kFormat>(p, min(tile, p.n_tiles - 1), lane, scales);
         float acc[kTokens8][4] = {}, total[kTokens8][4];
 #pragma unroll
         for (int g = 0; g < kTokens8; g++)
@@ -188,19 +190,19 @@ __device__ __forceinline__ void product_batch(const ProductParams& p) {
             // compiler knows that the loop is the same for all lanes.
             const uint8_t* chunk = ring.wait_if(here);
             const uint8_t* header = chunk + header_offset(kFormat);
-            Patches patches = {};
+            Patches<kFormat> patches = {};
             const uint32_t segment = kDense || !here ? 0 : locate(p, tile).segment;
             if (!kDense) {
-                patches.put(header, symbols + segment * 32, p.segments[segment], plane, lane, here);
+                patches.put(header, symbols + segment * 32, p.segments[segment], scales, plane, lane, here);
                 __syncwarp();
             }
             barrier_wait(x_full + 8 * x_stage, x_parity);
             const uint32_t x = x_ring + x_stage * kXBytes;
             // Two: products of the first half go on while the second is decoded.
             uint32_t a0[16], a1[16];
-            decode_half<kFormat, 0>(chunk, plane, lane, steps[0], steps[1], a0);
+            decode_half<kFormat, 0>(chunk, plane, lane, steps, a0);
             batch_steps<kFormat, kTokens8, 0>(acc, a0, x, lane);
-            decode_half<kFormat, 1>(chunk, plane, lane, steps[0], steps[1], a1);
+            decode_half<kFormat, 1>(chunk, plane, lane, steps, a1);
             batch_steps<kFormat, kTokens8, 1>(acc, a1, x, lane);
             if (!kDense) {
                 __syncwarp();
@@ -209,7 +211,7 @@ __device__ __forceinline__ void product_batch(const ProductParams& p) {
             // Dense weights go from the chunk to the product without an instruction between.
             if (kDense) batch_wait();
             __syncwarp();
-            ring.release(p, lane);
+            ring.release(lane);
             batch_wait();
             if (lane == 0) barrier_arrive(x_empty + 8 * x_stage);
             if (++x_stage == kBatchXStages) x_stage = 0, x_parity ^= 1;

@@ -20,6 +20,10 @@ __device__ __forceinline__ uint32_t computed_once(uint32_t v) {
     asm volatile("mov.u32 %0, %0;" : "+r"(v));
     return v;
 }
+__device__ __forceinline__ uint64_t computed_once(uint64_t v) {
+    asm volatile("mov.u64 %0, %0;" : "+l"(v));
+    return v;
+}
 __device__ __forceinline__ void barrier_init(uint32_t bar, uint32_t count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count)); }
 __device__ __forceinline__ void barrier_wait(uint32_t bar, uint32_t parity) {
     asm volatile(
@@ -32,9 +36,12 @@ __device__ __forceinline__ void barrier_expect(uint32_t bar, uint32_t n_bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(n_bytes) : "memory");
 }
 /// Weights are read once: they are the first to leave the L2.
-__device__ __forceinline__ void copy_weights(uint32_t to, const void* from, uint32_t n_bytes, uint32_t bar) {
+__device__ __forceinline__ uint64_t weights_policy() {
     uint64_t policy;
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+__device__ __forceinline__ void copy_weights(uint32_t to, uint64_t from, uint32_t n_bytes, uint32_t bar, uint64_t policy) {
     asm volatile(
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
         "l"(from), "r"(n_bytes), "r"(bar), "l"(policy)
@@ -71,66 +78,85 @@ __device__ __forceinline__ RowScale row_scale(const ProductParams& p, uint32_t r
     return segment.scales[(size_t)(at.local * kChunkRows + row % kChunkRows) * segment.scale_step];
 }
 
-/// Steps of a lane's upper and lower row of a tile.
+/// Steps of a lane's upper and lower row of a tile; and all 16 rows' scales, for patches.
 template <WeightFormat kFormat>
-__device__ __forceinline__ void load_steps(const ProductParams& p, uint32_t tile, int lane, float* steps) {
+__device__ __forceinline__ Steps load_steps(const ProductParams& p, uint32_t tile, int lane, float* scales) {
+    Steps steps = {};
     if constexpr (is_int8(kFormat)) {
-        const uint32_t row = tile * kChunkRows + lane / 4;
-        steps[0] = row_scale(p, min(row, p.rows - 1)).step;
-        steps[1] = row_scale(p, min(row + 8, p.rows - 1)).step;
-    } else {
-        steps[0] = steps[1] = 0;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const uint32_t row = lane / 4 + i * 8;
+            const RowScale scale = row_scale(p, min(tile * kChunkRows + row, p.rows - 1));
+            steps.step[i] = scale.scale * 0x1p100f * 0x1p33f;
+            steps.high[i] = computed_once(__byte_perm(scale.multipliers, 0, 0x1010)), steps.low[i] = computed_once(__byte_perm(scale.multipliers, 0, 0x3232));
+            if (!is_dense(kFormat) && lane % 4 == 0) scales[row] = scale.scale;
+        }
+        if (!is_dense(kFormat)) __syncwarp();
     }
+    return steps;
 }
 
-/// A warp's chunks: columns `first` to `end` (in chunks) of a tile, then of the
-/// tile `step` further on, up to the last of the product.
-template <int kStages>
+/// A warp's chunks: columns `first` to `end` (in chunks) of `kTiles` tiles, of each column one tile's after the other's,
+/// then of those `step` tiles further on, up to the last of the product.
+template <int kStages, int kTiles>
 struct ChunkRing {
     uint8_t* memory;   // [kStages] chunks
     uint32_t barrier;  // [kStages]
-    uint32_t bytes, first, end, step;
-    uint32_t stage = 0, parity = 0;
-    // What is copied next, and where it lies, in units of 16 bytes: registers are scarce.
-    uint32_t tile, column, source;
+    uint32_t bytes, columns;
+    uint32_t turn = 0;  // chunks that were read; of two stages: registers are scarce
+    // What is copied next: how many chunks there are yet, and of the tiles; bytes from a chunk to the one below it, and,
+    // in units of 16, from the tiles' last column to the first of the next ones.
+    uint32_t left, left_of_tiles, below, skip;
+    uint64_t source, policy;
+    bool is_below = false;
 
     __device__ __forceinline__ ChunkRing(const ProductParams& p, uint8_t* memory, uint32_t barrier, uint32_t bytes, uint32_t first, uint32_t end, uint32_t tile, uint32_t step)
-        : memory(memory), barrier(barrier), bytes(bytes), first(first), end(end), step(step), tile(first < end ? tile : p.n_tiles), column(first) {
-        source = (tile * across(p) + first) * (bytes / 16);
+        : memory(memory), barrier(barrier), bytes(computed_once(bytes)), columns(end - first), left_of_tiles(kTiles * (end - first)) {
+        const uint32_t across = (p.cols + kChunkCols - 1) / kChunkCols;
+        left = computed_once(tile < p.n_tiles ? (p.n_tiles - tile + step - 1) / step * kTiles * columns : 0);
+        source = computed_once((uint64_t)p.chunks + ((uint64_t)tile * across + first) * bytes);
+        below = computed_once(across * bytes);
+        skip = computed_once((step * across - columns) * (bytes / 16));
+        policy = computed_once(weights_policy());
     }
-    static __device__ __forceinline__ uint32_t across(const ProductParams& p) { return (p.cols + kChunkCols - 1) / kChunkCols; }
 
     /// Fills stage `at` with the next chunk, if there is one.
-    __device__ __forceinline__ void fill(const ProductParams& p, int lane, uint32_t at) {
-        if (tile >= p.n_tiles) return;
+    __device__ __forceinline__ void fill(int lane, uint32_t at) {
+        if (left == 0) return;
         if (lane == 0) {
             barrier_expect(barrier + 8 * at, bytes);
-            copy_weights(shared_address(memory) + at * bytes, p.chunks + (size_t)source * 16, bytes, barrier + 8 * at);
+            copy_weights(shared_address(memory) + at * bytes, source, bytes, barrier + 8 * at, policy);
         }
-        source += bytes / 16;
-        if (++column == end) {
-            column = first, tile += step;
-            source += (step * across(p) - (end - first)) * (bytes / 16);
+        if constexpr (kTiles == 2) {
+            source = is_below ? source + bytes - below : source + below;
+            is_below = !is_below;
+        } else {
+            source += bytes;
         }
+        left--;
+        if (--left_of_tiles == 0) left_of_tiles = kTiles * columns, source += (uint64_t)skip * 16;
     }
+    static_assert(kStages == 2, "");
+    __device__ __forceinline__ uint32_t stage() const { return turn & 1; }
+    __device__ __forceinline__ uint32_t parity() const { return turn >> 1 & 1; }
     /// The chunk that is read now, when it has arrived.
     __device__ __forceinline__ const uint8_t* wait() const {
-        barrier_wait(barrier + 8 * stage, parity);
-        return memory + stage * bytes;
+        barrier_wait(barrier + 8 * stage(), parity());
+        return memory + stage() * bytes;
     }
     /// The same, if there is one.
     __device__ __forceinline__ const uint8_t* wait_if(bool there) const {
         asm volatile(
             "{\n.reg .pred there, done;\nsetp.ne.u32 there, %2, 0;\n@!there bra DONE;\nAGAIN:\n"
-            "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra AGAIN;\nDONE:\n}" ::"r"(barrier + 8 * stage),
-            "r"(parity), "r"((uint32_t)there)
+            "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra AGAIN;\nDONE:\n}" ::"r"(barrier + 8 * stage()),
+            "r"(parity()), "r"((uint32_t)there)
             : "memory");
-        return memory + stage * bytes;
+        return memory + stage() * bytes;
     }
     /// To be called by all lanes, after a __syncwarp() behind the last read of the chunk.
-    __device__ __forceinline__ void release(const ProductParams& p, int lane) {
-        fill(p, lane, stage);
-        if (++stage == kStages) stage = 0, parity ^= 1;
+    __device__ __forceinline__ void release(int lane) {
+        fill(lane, stage());
+        turn++;
     }
 };
 

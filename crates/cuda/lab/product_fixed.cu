@@ -59,6 +59,7 @@ struct Matrix {
     std::vector<uint8_t> chunks;
     std::vector<uint32_t> overflow;
     uint8_t symbols[32] = {};
+    std::vector<RowScale> scales;
     double bits = 0, escapes = 0;
 };
 
@@ -68,8 +69,139 @@ static int key_of(WeightFormat f, uint16_t x) {
 }
 static int code_bits(WeightFormat f) { return is_int8(f) ? int8_bits(f) : f == kFixedBf16x4 ? 4 : 3; }
 
-static Matrix encode(WeightFormat f, int places, const std::vector<uint16_t>& w, int n, int k) {
+static double half_value(uint16_t x) {
+    __half h;
+    memcpy(&h, &x, 2);
+    return (double)__half2float(h);
+}
+/// To FP16, ties to even, rounded once.
+static double round_half(double x) {
+    if (x == 0) return 0;
+    const double unit = ldexp(1, std::max(ilogb(x), -14) - 10);
+    return nearbyint(x / unit) * unit;
+}
+static uint16_t half_bits(double x) {
+    __half h = __float2half((float)x);
+    uint16_t u;
+    memcpy(&u, &h, 2);
+    return u;
+}
+
+/// As `RowScale` of src/fixed/scale.rs; magnitudes that the multipliers give exactly.
+struct Row {
+    RowScale scale;
+    bool exact[128];
+};
+static Row row_scale(float scale, int bits) {
+    Row row = {};
+    float factor = 1;
+    while (fabsf(scale) / factor * 0x1p24f >= 65520) factor *= 2;
+    if (fabsf(scale) >= 0x1p-14f)
+        while (fabsf(scale) / factor * 0x1p25f < 65520) factor /= 2;
+    const float s = scale / factor;
+    int best = -1;
+    const uint16_t high0 = half_bits(s * 0x1p24f);
+    for (int i = 0; i < 3 * 17 && best < (1 << (bits - 1)); i++) {
+        const uint16_t high = high0 + (i % 3 == 2 ? -1 : i % 3);
+        if ((high & 0x7C00) == 0x7C00) continue;
+        const int near = i / 3;
+        const uint16_t low = half_bits((double)s * 0x1p24 - half_value(high)) + (near % 2 ? near / 2 + 1 : -near / 2);
+        if ((low & 0x7C00) == 0x7C00) continue;
+        bool exact[128] = {};
+        int n = 0;
+        for (int q = 0; q < 1 << (bits - 1); q++) {
+            const double u = ldexp(q, -24), v = round_half(u * half_value(high) + round_half(u * half_value(low)));
+            exact[q] = v == half_value(half_bits((float)q * s));
+            n += exact[q];
+        }
+        if (n > best) best = n, memcpy(row.exact, exact, sizeof exact), row.scale = {s, factor, high | (uint32_t)low << 16};
+    }
+    return row;
+}
+
+/// Starts of overflows, so far of their rows of chunks, become absolute.
+static void join_overflow(Matrix& out, const std::vector<std::vector<uint32_t>>& overflow, uint32_t offset) {
+    const int across = (out.k + 127) / 128;
+    for (size_t tile = 0; tile < overflow.size(); tile++) {
+        for (int c = 0; c < across; c++) {
+            uint8_t* at = &out.chunks[(tile * across + c) * out.bytes] + header_offset(out.format) + offset;
+            uint32_t start;
+            memcpy(&start, at, 4);
+            start += (uint32_t)out.overflow.size();
+            memcpy(at, &start, 4);
+        }
+        out.overflow.insert(out.overflow.end(), overflow[tile].begin(), overflow[tile].end());
+    }
+}
+
+static Matrix encode_int8(WeightFormat f, int places, const std::vector<uint16_t>& w, int n, int k, const std::vector<float>& scales) {
     Matrix out;
+    out.format = f, out.n = n, out.k = k, out.bytes = (chunk_bytes(f, places) + 15) / 16 * 16;
+    const int bits = int8_bits(f), fields = 16 / bits, left = 16 - fields * bits, together = std::min(left, fields), joined = left ? together * bits / left : 0;
+    const int tiles = (n + 15) / 16, across = (k + 127) / 128;
+    out.chunks.assign((size_t)tiles * across * out.bytes, 0);
+    std::vector<Row> rows(n);
+    parallel(n, [&](int r) { rows[r] = row_scale(scales[scales.size() == 1 ? 0 : r], bits); });
+    for (auto& r : rows) out.scales.push_back(r.scale);
+    for (int i = 0; i < 32; i++) out.symbols[i] = 128 + ((i % 2 ? -1 : 1) * ((1 << (bits - 1)) + i / 2));
+    std::atomic<uint64_t> total{0};
+    std::vector<std::vector<uint32_t>> overflow(tiles);
+    parallel(tiles, [&](int tile) {
+        for (int c = 0; c < across; c++) {
+            uint8_t* chunk = &out.chunks[((size_t)tile * across + c) * out.bytes];
+            uint8_t* header = chunk + header_offset(f);
+            uint32_t n_in = 0, n_over = 0, start = (uint32_t)overflow[tile].size();
+            for (int s = 0; s < 8; s++)
+                for (int lane = 0; lane < 32; lane++)
+                    for (int i = 0; i < 8; i++) {
+                        const int row = tile * 16 + fragment_row(lane, i), col = c * 128 + s * 16 + fragment_col(lane, i);
+                        if (row >= n || col >= k) continue;
+                        const int q = (int8_t)w[(size_t)row * k + col], magnitude = abs(q);
+                        uint32_t code = 0;
+                        if (magnitude >= 1 << (bits - 1) || !rows[row].exact[magnitude]) {
+                            const uint32_t place = (s * 32 + lane) * 8 + i;
+                            int symbol = 0;
+                            while (symbol < 32 && out.symbols[symbol] != q + 128) symbol++;
+                            if (symbol < 32 && n_in < (uint32_t)places) {
+                                const uint16_t e = (uint16_t)(place | symbol << 11);
+                                memcpy(header + header_bytes(f) + 2 * n_in++, &e, 2);
+                            } else {
+                                overflow[tile].push_back(place | (uint32_t)(q + 128) << 16), n_over++;
+                            }
+                        } else {
+                            code = (q < 0) << (bits - 1) | magnitude;
+                        }
+                        const int half = s / 4, pair = s % 4 * 4 + i / 2;
+                        for (int t = 0; t < bits; t++) {
+                            const int at = i % 2 * 16 + (t < bits - 1 ? t : 15);
+                            int word, bit;
+                            if (pair < fields * bits) {
+                                word = pair / fields, bit = (at + bits * (pair % fields)) % 32;
+                            } else {
+                                const int extra = pair - fields * bits, to = (at + bits * (extra % together)) % 32, piece = (to + 1) % 16 / left;
+                                word = extra / together * joined + piece, bit = (to + 32 - (piece + 1) * left) % 32;
+                            }
+                            const int base = half * 128 * bits + (word < 4 ? lane * 16 + word * 4 : word < 6 && bits & 2 ? 512 + lane * 8 + (word - 4) * 4 : (bits & 2 ? 768 : 512) + lane * 4);
+                            chunk[base + bit / 8] |= (code >> t & 1) << bit % 8;
+                        }
+                    }
+            const uint16_t counts[2] = {(uint16_t)n_in, (uint16_t)n_over};
+            memcpy(header, counts, 4);
+            memcpy(header + 4, &start, 4);
+            total += n_in + n_over;
+        }
+    });
+    join_overflow(out, overflow, window_bytes(f) + 4);
+    out.bits = (out.chunks.size() + 4 * out.overflow.size()) * 8.0 / ((double)n * k);
+    out.escapes = (double)total / ((double)n * k);
+    if (out.overflow.empty()) out.overflow.push_back(0);
+    return out;
+}
+
+static Matrix encode(WeightFormat f, int places, const std::vector<uint16_t>& w, int n, int k, const std::vector<float>& scales) {
+    if (is_int8(f) && !is_dense(f)) return encode_int8(f, places, w, n, k, scales);
+    Matrix out;
+    for (float scale : is_int8(f) ? scales : std::vector<float>()) out.scales.push_back(row_scale(scale, 8).scale);
     out.format = f, out.n = n, out.k = k;
     out.bytes = (chunk_bytes(f, places) + 15) / 16 * 16;
     const int tiles = (n + 15) / 16, across = (k + 127) / 128;
@@ -156,7 +288,7 @@ static Matrix encode(WeightFormat f, int places, const std::vector<uint16_t>& w,
                         code = 0, n_escapes++;
                         if (index[key] >= 0 && n_in < (uint32_t)places) {
                             const uint16_t e = (uint16_t)(position | index[key] << 11);
-                            memcpy(header + kHeaderBytes + 2 * n_in++, &e, 2);
+                            memcpy(header + header_bytes(f) + 2 * n_in++, &e, 2);
                         } else {
                             overflow[tile].push_back(position | (uint32_t)key << 16), n_over++;
                         }
@@ -183,11 +315,6 @@ static Matrix encode(WeightFormat f, int places, const std::vector<uint16_t>& w,
                         raw = (uint8_t)x;
                         put3(2048, code);
                         put3(2048 + 768, (x >> 15) << 2 | (x >> 8 & 3));
-                    } else {
-                        put4(0);
-                        const int high = (int)int8_bits(f) - 4;
-                        if (high >= 2) chunk[1024 + (half * 32 + lane) * 8 + word / 4 * 4 + byte] |= (uint8_t)((code >> 4 & 3) << 2 * (word % 4));
-                        if (high & 1) chunk[1024 + (high == 3 ? 512 : 0) + (half * 32 + lane) * 4 + byte] |= (uint8_t)((code >> (high == 3 ? 6 : 4) & 1) << word);
                     }
                 }
             const uint16_t in16 = (uint16_t)n_in, over16 = (uint16_t)n_over;
@@ -198,39 +325,19 @@ static Matrix encode(WeightFormat f, int places, const std::vector<uint16_t>& w,
         }
         total += n_escapes;
     });
-    for (int tile = 0; tile < tiles; tile++) {
-        for (int c = 0; c < across; c++) {
-            uint8_t* at = &out.chunks[((size_t)tile * across + c) * out.bytes] + header_offset(f) + 20;
-            uint32_t start;
-            memcpy(&start, at, 4);
-            start += (uint32_t)out.overflow.size();
-            memcpy(at, &start, 4);
-        }
-        out.overflow.insert(out.overflow.end(), overflow[tile].begin(), overflow[tile].end());
-    }
+    join_overflow(out, overflow, window_bytes(f) + 4);
     out.bits = (out.chunks.size() + 4 * out.overflow.size()) * 8.0 / ((double)n * k);
     out.escapes = (double)total / ((double)n * k);
     if (out.overflow.empty()) out.overflow.push_back(0);
     return out;
 }
 
-/// As `row_scales` of src/product.rs.
-static std::vector<RowScale> row_scales(const std::vector<float>& scales) {
-    std::vector<RowScale> out;
-    for (float scale : scales) {
-        float factor = 1;
-        while (fabsf(scale) / factor >= 0x1p-5f) factor *= 2;
-        out.push_back({(float)((double)scale / factor * 0x1p133), factor});
-    }
-    return out;
-}
-
 // ---------------------------------------------------------------------------
 // Device
 
-template <WeightFormat kFormat, int kTokens8, int kTogether, int kApart, int kBlocks>
-__global__ void __launch_bounds__(32 * kTogether * kApart, kBlocks) product_kernel(const __grid_constant__ ProductParams p) {
-    product<kFormat, kTokens8, kTogether, kApart>(p);
+template <WeightFormat kFormat, int kTokens8, int kTiles, int kApart, int kBlocks>
+__global__ void __launch_bounds__(32 * kApart, kBlocks) product_kernel(const __grid_constant__ ProductParams p) {
+    product<kFormat, kTokens8, kTiles, kApart>(p);
 }
 template <WeightFormat kFormat, int kTokens8>
 __global__ void __launch_bounds__(32 * kBatchWarps, 1) batch_kernel(const __grid_constant__ ProductParams p) {
@@ -240,7 +347,7 @@ __global__ void __launch_bounds__(32 * kBatchWarps, 1) batch_kernel(const __grid
 struct Variant {
     std::string name;
     WeightFormat format;
-    int tokens8, together, apart, blocks;  // together 0: product_batch
+    int tokens8, tiles, apart, blocks;  // tiles 0: product_batch
     void (*kernel)(ProductParams);
     uint32_t (*shared)(uint32_t, uint32_t);
 };
@@ -288,10 +395,10 @@ static void launch(const Variant& v, ProductParams p, bool chained, cudaStream_t
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute attributes[1];
     int n_attributes = 0;
-    if (v.together > 0) {
+    if (v.tiles > 0) {
         config.dynamicSmemBytes = v.shared(p.chunk_bytes, slices(p.rows, p.cols));
-        config.gridDim = dim3(std::min<uint32_t>(v.blocks * n_sms, (p.n_tiles + v.together - 1) / v.together));
-        config.blockDim = dim3(32 * v.together * v.apart);
+        config.gridDim = dim3(std::min<uint32_t>(v.blocks * n_sms, (p.n_tiles + v.tiles - 1) / v.tiles));
+        config.blockDim = dim3(32 * v.apart);
     } else {
         const Shape shape = shape_of(v, p);
         const uint32_t warps = std::min((shape.strips + 3) / 4 * 4, kBatchWarps / shape.per_sm), n_slices = slices(p.rows, p.cols);
@@ -321,8 +428,8 @@ static void launch(const Variant& v, ProductParams p, bool chained, cudaStream_t
         #f " " #t8 " batch", f, t8, 0, 0, 1, batch_kernel<f, t8>, [](uint32_t b, uint32_t w) { return batch_shared_bytes<f, t8>(b, w); } \
     }
 // Blocks an SM for up to 8 tokens, as in product_*.cu.
-constexpr int blocks_of(WeightFormat f) { return is_int8(f) ? 3 : 2; }
-#define DEFAULTS(f) VARIANT(f, 1, 1, 8, blocks_of(f)), VARIANT(f, 1, 2, 4, blocks_of(f)), VARIANT(f, 2, 1, 8, 2), BATCH(f, 4), BATCH(f, 8)
+constexpr int blocks_of(WeightFormat f) { return f == kDenseInt8 ? 3 : 2; }
+#define DEFAULTS(f) VARIANT(f, 1, 1, 8, blocks_of(f)), VARIANT(f, 1, 2, 8, 2), VARIANT(f, 1, 1, 16, 1), VARIANT(f, 2, 1, 8, 2), BATCH(f, 4), BATCH(f, 8)
 
 static const std::vector<Variant> variants = {
 #if FORMATS == 0
@@ -337,10 +444,11 @@ static const std::vector<Variant> variants = {
 };
 
 static WeightFormat twin_of(WeightFormat f) { return is_int8(f) ? kDenseInt8 : is_half(f) ? kDenseF16 : kDenseBf16; }
-static std::vector<const Variant*> find(WeightFormat f, int tokens) {
+/// Pairs of tiles only if there is no other.
+static std::vector<const Variant*> find(WeightFormat f, int tokens, int rows) {
     std::vector<const Variant*> out;
     for (auto& v : variants)
-        if (v.format == f && 8 * v.tokens8 >= tokens && (v.tokens8 == 1 || 4 * v.tokens8 < tokens)) out.push_back(&v);
+        if (v.format == f && 8 * v.tokens8 >= tokens && (v.tokens8 == 1 || 4 * v.tokens8 < tokens) && (v.tiles != 2 || (rows + 15) / 16 % 2 == 0)) out.push_back(&v);
     return out;
 }
 
@@ -357,7 +465,7 @@ static uint16_t to_bf16(float f) {
     memcpy(&u, &f, 4);
     return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
-static uint16_t to_half(float f) {
+static uint16_t as_half(float f) {
     __half h = __float2half(f);
     uint16_t u;
     memcpy(&u, &h, 2);
@@ -409,7 +517,7 @@ static std::vector<uint16_t> make_weights(WeightFormat f, int kind, int n, int k
         for (int c = 0; c < k; c++) {
             uint16_t& x = w[(size_t)row * k + c];
             const float v = sigma * normal(rng);
-            x = is_int8(f) ? (uint16_t)(uint8_t)(int8_t)std::max(-127.f, std::min(127.f, rintf(v * (kind == 4 ? 300 : 400)))) : is_half(f) ? to_half(v) : to_bf16(v);
+            x = is_int8(f) ? (uint16_t)(uint8_t)(int8_t)std::max(-127.f, std::min(127.f, rintf(v * (kind == 4 ? 300 : 400)))) : is_half(f) ? as_half(v) : to_bf16(v);
             const uint32_t r = rng();
             if (kind == 1 && r % 100 < 40) x = is_int8(f) ? r >> 16 & 255 : is_half(f) ? (uint16_t)((r >> 16 & 0x7FFF) % 0x7C00) : (uint16_t)((r >> 16 & 0x7FFF) % 0x7F80);
             if (kind == 2) x = is_int8(f) ? r >> 16 & 255 : (uint16_t)(r >> 16);  // everything: NaN, infinity, -0, denormals
@@ -458,14 +566,14 @@ static int check() {
                     std::vector<uint8_t> chunks;
                     for (size_t i = 0; i + 1 < borders.size(); i++) {
                         std::vector<uint16_t> part(w.begin() + (size_t)borders[i] * k, w.begin() + (size_t)borders[i + 1] * k);
-                        Matrix m = encode(twin ? twin_of(f) : f, places, part, borders[i + 1] - borders[i], k);
-                        std::vector<float> s(scale.begin() + borders[i], scale.begin() + borders[i + 1]);
+                        std::vector<float> s(scale.begin() + borders[i], scale.begin() + (kind != 1 ? borders[i + 1] : borders[i] + 1));
+                        Matrix m = encode(twin ? twin_of(f) : f, places, part, borders[i + 1] - borders[i], k, s);
                         p.chunk_bytes = m.bytes;
                         chunks.insert(chunks.end(), m.chunks.begin(), m.chunks.end());
                         p.segments[i].overflow = m.overflow.empty() ? nullptr : upload(m.overflow);
                         p.segments[i].symbols = upload(std::vector<uint8_t>(m.symbols, m.symbols + 32));
-                        p.segments[i].scales = upload(row_scales(s));
-                        p.segments[i].scale_step = kind != 1;
+                        p.segments[i].scales = upload(m.scales);
+                        p.segments[i].scale_step = m.scales.size() > 1;
                         p.segments[i].end_tile = (borders[i + 1] + 15) / 16;
                         held.insert(held.end(), {(void*)p.segments[i].overflow, (void*)p.segments[i].symbols, (void*)p.segments[i].scales});
                     }
@@ -476,15 +584,15 @@ static int check() {
                 }
                 std::normal_distribution<float> normal;
                 std::vector<uint16_t> x((size_t)64 * k), bias(n);
-                for (auto& v : x) v = half ? to_half(normal(rng)) : to_bf16(normal(rng));
-                for (auto& v : bias) v = half ? to_half(normal(rng)) : to_bf16(normal(rng));
+                for (auto& v : x) v = half ? as_half(normal(rng)) : to_bf16(normal(rng));
+                for (auto& v : bias) v = half ? as_half(normal(rng)) : to_bf16(normal(rng));
                 uint16_t* dbias = upload(bias);
                 std::vector<uint16_t> reference((size_t)64 * n), got;
                 uint16_t* y;
                 CHECK(cudaMalloc(&y, (size_t)64 * n * 2 + 64));
                 auto run = [&](const Variant& v, ProductParams p, int first, int m, bool with_bias = true) {
                     std::vector<uint16_t> part(x.begin() + (size_t)first * k, x.begin() + (size_t)(first + m) * k);
-                    uint16_t* b = upload(v.together == 0 ? core_matrices(part, m, k) : padded_rows(part, m, k));
+                    uint16_t* b = upload(v.tiles == 0 ? core_matrices(part, m, k) : padded_rows(part, m, k));
                     p.x = b, p.x_stride = x_stride(k), p.y = y, p.tokens = m, p.bias = kind == 0 && with_bias ? dbias : nullptr;
                     std::vector<uint16_t> out((size_t)m * n + 32);
                     CHECK(cudaMemset(y, 0xFF, out.size() * 2));
@@ -499,7 +607,7 @@ static int check() {
                     return out;
                 };
                 // The reference: the twin with 64 tokens; everything else must be its rows.
-                reference = run(*find(twin_of(f), 64)[0], base[1], 0, 64);
+                reference = run(*find(twin_of(f), 64, n)[0], base[1], 0, 64);
                 auto expect = [&](const Variant& v, const ProductParams& p, int first, int m) {
                     got = run(v, p, first, m);
                     checks++;
@@ -512,7 +620,7 @@ static int check() {
                 };
                 for (int m : {1, 3, 8, 9, 16, 31, 32, 33, 64})
                     for (int twin = 0; twin < 2; twin++)
-                        for (auto v : find(twin ? twin_of(f) : f, m)) expect(*v, base[twin], m == 1 ? 37 % 64 : m == 3 ? 11 : 0, m);
+                        for (auto v : find(twin ? twin_of(f) : f, m, n)) expect(*v, base[twin], m == 1 ? 37 % 64 : m == 3 ? 11 : 0, m);
                 if (kind == 0 && !half) {
                     double error = 0, norm = 0;
                     for (int i = 0; i < 200; i++) {
@@ -529,7 +637,7 @@ static int check() {
                     for (int i = 0; i < 200; i++) {
                         const int row = rng() % n, token = rng() % 64;
                         double sum = widen(true, bias[row]);
-                        for (int c = 0; c < k; c++) sum += (double)widen(true, to_half((float)(int8_t)w[(size_t)row * k + c] * scale[row])) * widen(true, x[(size_t)token * k + c]);
+                        for (int c = 0; c < k; c++) sum += (double)widen(true, as_half((float)(int8_t)w[(size_t)row * k + c] * scale[row])) * widen(true, x[(size_t)token * k + c]);
                         const double d = widen(true, reference[(size_t)token * n + row]) - sum;
                         error += d * d, norm += sum * sum;
                     }
@@ -540,16 +648,16 @@ static int check() {
                     const int m = 8;
                     std::vector<uint16_t> ones((size_t)m * k);
                     std::vector<int> columns;
-                    for (int i = 0; i < m; i++) columns.push_back(rng() % k), ones[(size_t)i * k + columns[i]] = half ? to_half(1) : to_bf16(1);
+                    for (int i = 0; i < m; i++) columns.push_back(rng() % k), ones[(size_t)i * k + columns[i]] = half ? as_half(1) : to_bf16(1);
                     std::swap(x, ones);
                     for (int tokens : {8, 33}) {
                         x.resize((size_t)64 * k);
                         ProductParams q = base[0];
-                        got = run(*find(f, tokens)[0], q, 0, tokens, false);
+                        got = run(*find(f, tokens, n)[0], q, 0, tokens, false);
                         for (int i = 0; i < m; i++)
                             for (int row = 0; row < n; row++) {
                                 const uint16_t v = w[(size_t)row * k + columns[i]];
-                                const uint16_t expected = is_int8(f) ? to_half((float)(int8_t)v * scale[kind == 1 ? (row < (cut ? cut : n) ? 0 : cut) : row]) : v;
+                                const uint16_t expected = is_int8(f) ? as_half((float)(int8_t)v * scale[kind == 1 ? (row < (cut ? cut : n) ? 0 : cut) : row]) : v;
                                 checks++;
                                 if (got[(size_t)i * n + row] != expected && !(expected << 1 == 0x10000 && got[(size_t)i * n + row] << 1 == 0) && (expected & 0x7FFF) != 0) {
                                     if (failures++ < 20) printf("WEIGHT %dx%d kind %d row %d: %04x, expected %04x\n", n, k, kind, row, got[(size_t)i * n + row], expected);
@@ -559,7 +667,7 @@ static int check() {
                     std::swap(x, ones);
                 }
                 if (n == 272)
-                    for (int i = 0; i < 200; i++) expect(*find(f, i % 2 ? 8 : 64)[0], base[0], 0, i % 2 ? 8 : 64);
+                    for (int i = 0; i < 200; i++) expect(*find(f, i % 2 ? 8 : 64, n)[0], base[0], 0, i % 2 ? 8 : 64);
                 for (void* p : held) cudaFree(p);
                 cudaFree(y), cudaFree(dbias);
             }
@@ -640,7 +748,7 @@ static void time_all(const std::vector<int>& batches, const std::vector<int>& wh
         }
         std::normal_distribution<float> normal;
         std::vector<uint16_t> x((size_t)64 * k);
-        for (auto& v : x) v = half ? to_half(normal(rng)) : to_bf16(normal(rng));
+        for (auto& v : x) v = half ? as_half(normal(rng)) : to_bf16(normal(rng));
         uint16_t* dx = upload(x);
         // Core matrices depend on the number of tokens.
         std::vector<uint16_t*> b;
@@ -683,22 +791,27 @@ static void time_all(const std::vector<int>& batches, const std::vector<int>& wh
             // INT8: a spread that suits the window, 16 or 64 places for escapes.
             std::mt19937 again(n * 3 + k);
             auto w = make_weights(f, f == kFixedInt8x5 ? 4 : 0, n0, k, again);
-            Matrix m = encode(f, f == kFixedInt8x5 ? 64 : is_int8(f) ? 16 : 32, w, n0, k);
+            std::mt19937 random(n);
+            std::vector<float> scales(n0);
+            for (auto& s : scales) s = ldexpf(1 + random() % (1 << 23) / (float)(1 << 23), -11 + random() % 2);
+            const int places = getenv("PLACES") ? atoi(getenv("PLACES")) : f == kFixedInt8x5 ? 64 : is_int8(f) ? 16 : 32;
+            Matrix m = encode(f, places, w, n0, k, scales);
+            const std::vector<RowScale> some = m.scales;
+            while (!some.empty() && m.scales.size() < (size_t)n) m.scales.insert(m.scales.end(), some.begin(), some.end());
             const size_t bytes = (size_t)(n / 16) * (k / 128) * m.bytes;
             const int copies = (int)std::max<size_t>(1, (400u << 20) / bytes + 1);
             std::vector<uint8_t*> chunks(copies);
             for (auto& p : chunks) p = replicate(m.chunks, bytes);
-            std::vector<float> scales(n, 0.0013f);
             ProductParams p = {};
-            p.segments[0] = {m.overflow.empty() ? nullptr : upload(m.overflow), upload(std::vector<uint8_t>(m.symbols, m.symbols + 32)), upload(row_scales(scales)), (uint32_t)n / 16, 1};
+            p.segments[0] = {m.overflow.empty() ? nullptr : upload(m.overflow), upload(std::vector<uint8_t>(m.symbols, m.symbols + 32)), upload(m.scales), (uint32_t)n / 16, 1};
             p.y = y, p.workspace = workspace, p.rows = n, p.cols = k, p.n_segments = 1, p.chunk_bytes = m.bytes;
             for (size_t i = 0; i < batches.size(); i++) {
                 p.tokens = batches[i];
-                for (auto v : find(f, batches[i])) {
+                for (auto v : find(f, batches[i], n)) {
                     const double us = time_graph(stream, 2 * copies, [&](int c) {
                         ProductParams q = p;
                         q.chunks = chunks[c % copies];
-                        q.x = v->together == 0 ? b[i] : dx, q.x_stride = k;
+                        q.x = v->tiles == 0 ? b[i] : dx, q.x_stride = k;
                         launch(*v, q, true, stream);
                     });
                     std::vector<uint16_t> out((size_t)batches[i] * n);
@@ -706,7 +819,7 @@ static void time_all(const std::vector<int>& batches, const std::vector<int>& wh
                     if (reference[i].empty()) reference[i] = out;
                     const bool comparable = !is_int8(f), same = memcmp(out.data(), reference[i].data(), out.size() * 2) == 0;
                     std::string name = v->name;
-                    if (v->together == 0) {
+                    if (v->tiles == 0) {
                         p.n_tiles = n / 16;
                         const Shape shape = shape_of(*v, p);
                         name += " " + std::to_string(shape.per_sm) + "," + std::to_string(shape.strips) + "," + std::to_string(shape.parts);

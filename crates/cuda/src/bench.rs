@@ -229,6 +229,7 @@ pub fn repeat(matrix: &FixedMatrix, times: usize) -> FixedMatrix {
         rows: matrix.rows * times,
         chunks: matrix.chunks.repeat(times),
         n_escapes: matrix.n_escapes * times,
+        scales: matrix.scales.repeat(if matrix.scales.len() == matrix.rows { times } else { 1 }),
         ..matrix.clone()
     }
 }

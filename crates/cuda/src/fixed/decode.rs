@@ -6,9 +6,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 use transom::Dtype;
 
-use super::{
-    CHUNK_COLS, CHUNK_ELEMS, CHUNK_ROWS, FixedMatrix, HEADER_BYTES, HEADER_PAD, WeightFormat,
-};
+use super::{CHUNK_COLS, CHUNK_ELEMS, CHUNK_ROWS, FixedMatrix, HEADER_PAD, WeightFormat};
 use crate::buffer::DeviceBuffer;
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -61,13 +59,14 @@ impl FixedMatrix {
             return Ok(());
         }
         let header = self.format.header_offset();
-        let places = (chunk_bytes - header - HEADER_BYTES - HEADER_PAD) / 2;
+        let places = (chunk_bytes - header - self.format.header_bytes() - HEADER_PAD) / 2;
+        let counts = header + self.format.window_bytes();
         let complaint = |chunk: &[u8]| {
             let field = |at: usize| usize::from(u16::from_le_bytes([chunk[at], chunk[at + 1]]));
-            let start = field(header + 20) | field(header + 22) << 16;
-            if field(header + 16) > places {
+            let start = field(counts + 4) | field(counts + 6) << 16;
+            if field(counts) > places {
                 Some("more escapes than it has room for")
-            } else if start + field(header + 18) > self.overflow.len() {
+            } else if start + field(counts + 2) > self.overflow.len() {
                 Some("escapes beyond the overflow")
             } else {
                 None
@@ -341,7 +340,7 @@ mod tests {
         // Every second element of a row escapes: more than the 8 places of a chunk.
         let bytes: Vec<u8> =
             (0..32 * 256).flat_map(|i| (0x3F80_u16 ^ (i % 2) << 14).to_le_bytes()).collect();
-        let matrix = FixedMatrix::encode(WeightFormat::Bf16x3, 8, 32, 256, &bytes);
+        let matrix = FixedMatrix::encode(WeightFormat::Bf16x3, 8, 32, 256, &bytes, &[]);
         assert!(!matrix.overflow.is_empty());
         matrix.check().unwrap();
 

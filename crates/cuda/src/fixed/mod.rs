@@ -1,20 +1,24 @@
 //! Fixed-rate weights: the layout of `kernels/fixed.cuh`, made on the host.
 //!
 //! A matrix is cut into chunks of 16 rows x 128 columns, and of each element a
-//! few bits say where its exponent (for INT8 its value) lies in a window that
-//! the row of the chunk chooses; the other bits are stored as they are.
-//! Elements outside the window are listed in the chunk, and those for which
-//! the chunk has no place in the overflow of the segment. `docs/kernels.md`
-//! draws the layout.
+//! few bits say where its exponent lies in a window that the row of the chunk
+//! chooses; the other bits are stored as they are. Of an INT8 element they are
+//! the sign and a few bits of magnitude. Elements without such a code are listed
+//! in the chunk, and those for which the chunk has no place in the overflow of
+//! the segment. `docs/kernels.md` draws the layout.
 
 use rayon::prelude::*;
 use transom::{DecodeError, Dtype, Isa, ReadAt, Record};
 
 mod decode;
+mod int8;
+mod scale;
 #[cfg(test)]
 mod tests;
 
 pub use decode::{Decoder, DeviceMatrix, Part};
+use scale::RowCode;
+pub use scale::RowScale;
 
 /// Rows of a chunk.
 pub const CHUNK_ROWS: usize = 16;
@@ -22,8 +26,6 @@ pub const CHUNK_ROWS: usize = 16;
 pub const CHUNK_COLS: usize = 128;
 /// Elements of a chunk.
 pub const CHUNK_ELEMS: usize = CHUNK_ROWS * CHUNK_COLS;
-/// Windows, and how many escapes there are and where.
-const HEADER_BYTES: usize = 24;
 /// After the last escape's place.
 const HEADER_PAD: usize = 8;
 
@@ -143,13 +145,32 @@ impl WeightFormat {
         }
     }
 
+    /// A byte for each row, where its window begins; INT8 has none.
+    pub(crate) const fn window_bytes(self) -> usize {
+        if matches!(self.dtype(), Dtype::I8) { 0 } else { CHUNK_ROWS }
+    }
+
+    /// Windows, and how many escapes there are and where.
+    pub(crate) const fn header_bytes(self) -> usize {
+        self.window_bytes() + 8
+    }
+
+    /// Bytes of a warp's plane of patches, and of each tile's scales for it (`kernels/fixed.cuh`).
+    pub(crate) const fn patch_bytes(self) -> (usize, usize) {
+        match self.dtype() {
+            _ if self.is_dense() => (0, 0),
+            Dtype::I8 => (2 * CHUNK_ELEMS, 4 * CHUNK_ROWS),
+            _ => (CHUNK_ELEMS, 0),
+        }
+    }
+
     /// Bytes of a chunk with room for at least `places` escapes.
     #[must_use]
     pub const fn chunk_bytes(self, places: usize) -> usize {
         if self.is_dense() {
             return self.header_offset();
         }
-        (self.header_offset() + HEADER_BYTES + 2 * places + HEADER_PAD).next_multiple_of(16)
+        (self.header_offset() + self.header_bytes() + 2 * places + HEADER_PAD).next_multiple_of(16)
     }
 
     /// The byte of an element that is coded: the exponent, for FP16 at its place
@@ -169,7 +190,7 @@ impl WeightFormat {
 }
 
 /// Weights of one segment, as they will lie in GPU memory.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct FixedMatrix {
     /// The code.
     pub format: WeightFormat,
@@ -189,6 +210,8 @@ pub struct FixedMatrix {
     pub n_escapes: usize,
     /// Extreme values of INT8 weights, otherwise 0.
     pub int8_range: (i8, i8),
+    /// Of INT8 weights: one, or one a row.
+    pub scales: Vec<RowScale>,
 }
 
 /// Register element of a lane: row and column within 16 x 16.
@@ -215,12 +238,14 @@ impl FixedMatrix {
     /// Encodes a row-major matrix of `format`'s elements (little endian), with
     /// room for `places` escapes in a chunk of 2,048; the others go to the
     /// overflow, which costs a dependent load. Padding decodes to finite values,
-    /// which activations of zero multiply. Cost: some 20 operations an element,
-    /// parallel.
+    /// which activations of zero multiply. `scales` are one or one a row for INT8,
+    /// of other types none; a value that the kernels could not multiply with its
+    /// scale exactly escapes, so other scales take other codes. Cost: some 20
+    /// operations an element, parallel.
     ///
     /// # Panics
     ///
-    /// If `bytes` has not rows x cols elements.
+    /// If `bytes` has not rows x cols elements, or for another number of scales.
     #[must_use]
     pub fn encode(
         format: WeightFormat,
@@ -228,8 +253,12 @@ impl FixedMatrix {
         rows: usize,
         cols: usize,
         bytes: &[u8],
+        scales: &[f32],
     ) -> Self {
         assert_eq!(bytes.len(), rows * cols * format.elem_bytes(), "bytes of the matrix");
+        let is_int8 = format.dtype() == Dtype::I8;
+        let n_scales = scales.len();
+        assert!(if is_int8 { n_scales == 1 || n_scales == rows } else { n_scales == 0 }, "scales");
         let (down, across) = (rows.div_ceil(CHUNK_ROWS), cols.div_ceil(CHUNK_COLS));
         let chunk_bytes = format.chunk_bytes(places);
         let mut matrix = Self {
@@ -242,8 +271,9 @@ impl FixedMatrix {
             symbols: [0; 32],
             n_escapes: 0,
             int8_range: (0, 0),
+            scales: scales.iter().map(|&scale| RowScale::new(scale)).collect(),
         };
-        if format.dtype() == Dtype::I8 {
+        if is_int8 {
             let value = |&byte: &u8| byte as i8;
             matrix.int8_range = (
                 bytes.par_iter().map(value).min().unwrap_or(0),
@@ -273,12 +303,39 @@ impl FixedMatrix {
             });
             return matrix;
         }
+        let bits = format.code_bits();
+        let codes: Vec<RowCode> = match is_int8 {
+            true => scales.par_iter().map(|&scale| RowCode::new(scale, bits)).collect(),
+            false => Vec::new(),
+        };
+        if is_int8 {
+            matrix.scales = codes.iter().map(|code| code.scale).collect();
+        }
+        // Of an element in a row of a tile, `None` if it escapes.
+        let code = |tile: usize, windows: &[u8; CHUNK_ROWS], row: usize, element: u16| {
+            if is_int8 {
+                let code = &codes[if n_scales == 1 { 0 } else { tile * CHUNK_ROWS + row }];
+                return code.code(element as i8, bits);
+            }
+            let code = usize::from(format.key(element).checked_sub(windows[row])?) / format.unit();
+            (code < 1 << bits).then_some(code as u8)
+        };
         let strips: Vec<Strip> = (0..down)
             .into_par_iter()
             .map(|tile| {
                 let mut strip = Strip { windows: Vec::with_capacity(across), rare: [0; 256] };
                 for c in 0..across {
-                    strip.windows.push(choose_windows(format, &gather(tile, c), &mut strip.rare));
+                    let elements = gather(tile, c);
+                    let windows = match is_int8 {
+                        true => [0; CHUNK_ROWS],
+                        false => choose_windows(format, &elements),
+                    };
+                    for (row, element) in inside(&elements) {
+                        if code(tile, &windows, row, element).is_none() {
+                            strip.rare[usize::from(format.key(element))] += 1;
+                        }
+                    }
+                    strip.windows.push(windows);
                 }
                 strip
             })
@@ -302,15 +359,18 @@ impl FixedMatrix {
             .map(|(tile, (strip, Strip { windows, .. }))| {
                 let (mut overflow, mut n_escapes) = (Vec::new(), 0);
                 for (c, chunk) in strip.chunks_mut(chunk_bytes).enumerate() {
+                    let code = |row: usize, element: u16| code(tile, &windows[c], row, element);
                     let elements = gather(tile, c);
+                    chunk[format.header_offset()..][..format.window_bytes()]
+                        .copy_from_slice(&windows[c][..format.window_bytes()]);
                     n_escapes +=
-                        store(format, places, &windows[c], &index, &elements, chunk, &mut overflow);
+                        store(format, places, code, &index, &elements, chunk, &mut overflow);
                 }
                 (overflow, n_escapes)
             })
             .collect();
         // Starts become absolute.
-        let at = format.header_offset() + 20;
+        let at = format.header_offset() + format.window_bytes() + 4;
         for (strip, (more, n_escapes)) in matrix.chunks.chunks_mut(strip_bytes).zip(overflow) {
             for chunk in strip.chunks_mut(chunk_bytes) {
                 let field: &mut [u8; 4] = (&mut chunk[at..at + 4]).try_into().expect("4 bytes");
@@ -330,7 +390,13 @@ impl FixedMatrix {
     ///
     /// As [`FixedMatrix::encode`], and if the type has no format.
     #[must_use]
-    pub fn choose(dtype: Dtype, rows: usize, cols: usize, bytes: &[u8]) -> (WeightFormat, usize) {
+    pub fn choose(
+        dtype: Dtype,
+        rows: usize,
+        cols: usize,
+        bytes: &[u8],
+        scales: &[f32],
+    ) -> (WeightFormat, usize) {
         let candidates: Vec<WeightFormat> = (WeightFormat::ALL.into_iter())
             .filter(|format| format.dtype() == dtype && !format.is_dense())
             .collect();
@@ -338,17 +404,23 @@ impl FixedMatrix {
         // Sixteen strips are enough to know the rate of escapes.
         let row_bytes = bytes.len() / rows.max(1);
         let step = (rows / CHUNK_ROWS / 16).max(1) * CHUNK_ROWS;
-        let sample: Vec<u8> = (0..rows)
+        let sample_rows: Vec<usize> = (0..rows)
             .step_by(step)
             .take(16)
-            .flat_map(|row| &bytes[row * row_bytes..(row + CHUNK_ROWS).min(rows) * row_bytes])
+            .flat_map(|row| row..(row + CHUNK_ROWS).min(rows))
+            .collect();
+        let sample: Vec<u8> = (sample_rows.iter())
+            .flat_map(|row| &bytes[row * row_bytes..][..row_bytes])
             .copied()
             .collect();
-        let sample_rows = sample.len().checked_div(row_bytes).unwrap_or(0);
+        let scales: Vec<f32> = match scales.len() {
+            0 | 1 => scales.to_vec(),
+            _ => sample_rows.iter().map(|&row| scales[row]).collect(),
+        };
         let mut best = (candidates[0].twin(), 0);
         let mut least = best.0.chunk_bytes(0) as f64;
         for format in candidates {
-            let encoded = Self::encode(format, 0, sample_rows, cols, &sample);
+            let encoded = Self::encode(format, 0, sample_rows.len(), cols, &sample, &scales);
             let n_chunks = (encoded.chunks.len() / encoded.chunk_bytes).max(1);
             let mean = encoded.n_escapes as f64 / n_chunks as f64;
             // Room for most chunks: two standard deviations above the mean, and whole 16 bytes.
@@ -361,7 +433,7 @@ impl FixedMatrix {
         best
     }
 
-    /// A record's weights in the smallest format.
+    /// A record's weights in the smallest format, with the scales of INT8 ones.
     ///
     /// # Errors
     ///
@@ -373,13 +445,14 @@ impl FixedMatrix {
     pub fn from_record(
         record: &Record,
         source: &(impl ReadAt + ?Sized),
+        scales: &[f32],
         isa: Isa,
     ) -> Result<Self, DecodeError> {
         let bytes = record.to_vec(source, isa)?;
         let (rows, cols) = record.matrix_sides();
         let dtype = record.header().dtype();
-        let (format, places) = Self::choose(dtype, rows, cols, &bytes);
-        Ok(Self::encode(format, places, rows, cols, &bytes))
+        let (format, places) = Self::choose(dtype, rows, cols, &bytes, scales);
+        Ok(Self::encode(format, places, rows, cols, &bytes, scales))
     }
 
     /// Bits of GPU memory for each weight.
@@ -404,25 +477,32 @@ fn store_dense(format: WeightFormat, elements: &Elements, chunk: &mut [u8]) {
     }
 }
 
+/// Place of an element in the plane of patches.
+const fn escape_place(format: WeightFormat, lane: usize, at: usize) -> usize {
+    match format.dtype() {
+        Dtype::I8 => int8::element_place(lane, at / 8, register(at)),
+        _ => byte_place(lane, at),
+    }
+}
+
 /// Byte of an element where a chunk has one for each: raw bits, INT8.
 const fn byte_place(lane: usize, at: usize) -> usize {
     (at / 16 * 32 + lane) * 16 + at % 16
 }
 
-/// The window of each row with the most elements in it; counts the others.
-fn choose_windows(
-    format: WeightFormat,
-    elements: &Elements,
-    rare: &mut [u64; 256],
-) -> [u8; CHUNK_ROWS] {
+/// Rows of a chunk's elements that are in the matrix, and the elements.
+fn inside(elements: &Elements) -> impl Iterator<Item = (usize, u16)> {
+    elements.iter().enumerate().flat_map(|(lane, places)| {
+        let row = move |at: usize| fragment(lane, register(at)).0;
+        places.iter().enumerate().filter_map(move |(at, element)| Some((row(at), (*element)?)))
+    })
+}
+
+/// The window of each row with the most elements in it.
+fn choose_windows(format: WeightFormat, elements: &Elements) -> [u8; CHUNK_ROWS] {
     let mut histogram = [[0u32; 256]; CHUNK_ROWS];
-    for (lane, places) in elements.iter().enumerate() {
-        for (at, element) in places.iter().enumerate() {
-            if let Some(element) = element {
-                let (row, _) = fragment(lane, register(at));
-                histogram[row][usize::from(format.key(*element))] += 1;
-            }
-        }
+    for (row, element) in inside(elements) {
+        histogram[row][usize::from(format.key(element))] += 1;
     }
     let (unit, n_codes) = (format.unit(), 1 << format.code_bits());
     let span = (n_codes - 1) * unit;
@@ -436,20 +516,16 @@ fn choose_windows(
                 (best, most) = (base, now);
             }
         }
-        for (key, (sum, &n)) in rare.iter_mut().zip(&counts).enumerate() {
-            if !(best..=best + span).contains(&key) {
-                *sum += u64::from(n);
-            }
-        }
         best as u8
     })
 }
 
-/// Writes a chunk of zeros; returns the number of escapes.
+/// Writes a chunk of zeros but for the windows; returns the number of escapes.
+/// `code` is that of an element in a row.
 fn store(
     format: WeightFormat,
     places: usize,
-    windows: &[u8; CHUNK_ROWS],
+    code: impl Fn(usize, u16) -> Option<u8>,
     index: &[Option<u16>; 256],
     elements: &Elements,
     chunk: &mut [u8],
@@ -460,24 +536,24 @@ fn store(
     for (lane, row_of) in elements.iter().enumerate() {
         for (at, element) in row_of.iter().enumerate() {
             let x = element.unwrap_or(0);
-            let window = windows[fragment(lane, register(at)).0];
-            let key = format.key(x);
-            let code = usize::from(key.wrapping_sub(window)) / format.unit();
-            let escapes = key < window || code >= 1 << format.code_bits();
+            let (key, place) = (format.key(x), escape_place(format, lane, at));
             // Padding: code 0 is finite, whatever the window.
-            let code = if element.is_none() || escapes { 0 } else { code as u8 };
-            if element.is_some() && escapes {
-                let position = byte_place(lane, at) as u16;
+            let found = match element {
+                Some(x) => code(fragment(lane, register(at)).0, *x),
+                None => Some(0),
+            };
+            if found.is_none() {
                 match index[usize::from(key)] {
                     Some(symbol) if n_inline < places => {
-                        let place = header + HEADER_BYTES + 2 * n_inline;
-                        let escape = position | symbol << 11;
-                        chunk[place..place + 2].copy_from_slice(&escape.to_le_bytes());
+                        let to = header + format.header_bytes() + 2 * n_inline;
+                        let escape = place as u16 | symbol << 11;
+                        chunk[to..to + 2].copy_from_slice(&escape.to_le_bytes());
                         n_inline += 1;
                     }
-                    _ => overflow.push(u32::from(position) | u32::from(key) << 16),
+                    _ => overflow.push(place as u32 | u32::from(key) << 16),
                 }
             }
+            let code = found.unwrap_or(0);
             match format {
                 WeightFormat::Bf16x3 | WeightFormat::Bf16x4 => {
                     let partner = row_of[at ^ 1].unwrap_or(0);
@@ -493,27 +569,15 @@ fn store(
                     put3(&mut chunk[2048..], lane, at, code);
                     put3(&mut chunk[2048 + 768..], lane, at, ((x >> 15) << 2 | x >> 8 & 3) as u8);
                 }
-                _ => {
-                    put4(chunk, lane, at, code & 15);
-                    let (high, half, word) = (format.code_bits() - 4, at / 32, at % 32 / 4);
-                    if high >= 2 {
-                        let place = 1024 + (half * 32 + lane) * 8 + word / 4 * 4 + at % 4;
-                        chunk[place] |= (code >> 4 & 3) << (2 * (word % 4));
-                    }
-                    if high % 2 == 1 {
-                        let (plane, bit) = if high == 3 { (512, 6) } else { (0, 4) };
-                        chunk[1024 + plane + (half * 32 + lane) * 4 + at % 4] |=
-                            (code >> bit & 1) << word;
-                    }
-                }
+                _ => int8::put_code(chunk, format.code_bits(), place, code),
             }
         }
     }
     let n_over = overflow.len() - start;
-    chunk[header..header + 16].copy_from_slice(windows);
-    chunk[header + 16..header + 18].copy_from_slice(&(n_inline as u16).to_le_bytes());
-    chunk[header + 18..header + 20].copy_from_slice(&(n_over as u16).to_le_bytes());
-    chunk[header + 20..header + 24].copy_from_slice(&(start as u32).to_le_bytes());
+    let counts = header + format.window_bytes();
+    chunk[counts..counts + 2].copy_from_slice(&(n_inline as u16).to_le_bytes());
+    chunk[counts + 2..counts + 4].copy_from_slice(&(n_over as u16).to_le_bytes());
+    chunk[counts + 4..counts + 8].copy_from_slice(&(start as u32).to_le_bytes());
     n_inline + n_over
 }
 

@@ -27,31 +27,31 @@ fn decode(matrix: &FixedMatrix, chunk: &[u8], lane: usize, at: usize) -> u16 {
     let code = match format {
         WeightFormat::Bf16x3 | WeightFormat::F16x3 => bits3(2048),
         WeightFormat::Bf16x4 => bits4(2048),
-        _ => {
-            let pair = || chunk[1024 + (half * 32 + lane) * 8 + word / 4 * 4 + at % 4];
-            let one = |plane: usize| chunk[plane + (half * 32 + lane) * 4 + at % 4] >> word & 1;
-            bits4(0)
-                | match format {
-                    WeightFormat::Int8x5 => one(1024) << 4,
-                    WeightFormat::Int8x6 => (pair() >> (2 * (word % 4)) & 3) << 4,
-                    WeightFormat::Int8x7 => {
-                        (pair() >> (2 * (word % 4)) & 3) << 4 | one(1024 + 512) << 6
-                    }
-                    _ => 0,
-                }
-        }
+        _ => int8_code(chunk, format.code_bits(), lane, at),
     };
-    let mut key = chunk[header + row] + code * format.unit() as u8;
+    let mut key = match format.dtype() {
+        Dtype::I8 => {
+            let sign = 1 << (format.code_bits() - 1);
+            let magnitude = code % sign;
+            if code >= sign { 128 - magnitude } else { 128 + magnitude }
+        }
+        _ => chunk[header + row] + code * format.unit() as u8,
+    };
     let field = |at: usize| usize::from(u16::from_le_bytes([chunk[at], chunk[at + 1]]));
-    let position = byte_place(lane, at);
-    for i in 0..field(header + 16) {
-        let escape = field(header + HEADER_BYTES + 2 * i);
+    // Plane of bytes, or of the halves of A fragments.
+    let position = match format.dtype() {
+        Dtype::I8 => (at / 8 * 32 + lane) * 8 + register(at),
+        _ => byte_place(lane, at),
+    };
+    let counts = if format.dtype() == Dtype::I8 { header } else { header + 16 };
+    for i in 0..field(counts) {
+        let escape = field(counts + 8 + 2 * i);
         if escape & 2047 == position {
             key = matrix.symbols[escape >> 11];
         }
     }
-    let start = field(header + 20) + (field(header + 22) << 16);
-    for &escape in &matrix.overflow[start..start + field(header + 18)] {
+    let start = field(counts + 4) + (field(counts + 6) << 16);
+    for &escape in &matrix.overflow[start..start + field(counts + 2)] {
         if escape as usize & 2047 == position {
             key = (escape >> 16) as u8;
         }
@@ -67,6 +67,43 @@ fn decode(matrix: &FixedMatrix, chunk: &[u8], lane: usize, at: usize) -> u16 {
         }
         _ => u16::from(key ^ 0x80),
     }
+}
+
+/// Sign and magnitude of an INT8 element.
+fn int8_code(chunk: &[u8], bits: usize, lane: usize, at: usize) -> u8 {
+    let half = &chunk[at / 32 * 128 * bits..];
+    // 16 bytes a lane; of five and more words 8 or 4, of seven both.
+    let word = |i: usize| {
+        let at = match (bits, i) {
+            (_, 0..4) => lane * 16 + i * 4,
+            (5, 4) => 512 + lane * 4,
+            (_, 4 | 5) => 512 + lane * 8 + (i - 4) * 4,
+            _ => 768 + lane * 4,
+        };
+        u32::from_le_bytes(half[at..at + 4].try_into().unwrap())
+    };
+    let pair = at % 32 / 8 * 4 + register(at) / 2;
+    // Pairs that one word holds, and those of the others: first of their words, how many words, pairs of them.
+    let (whole, (first, n_words, n_pairs)) = match bits {
+        4 => (4, (0, 1, 1)),
+        5 => (3, (0, 5, 1)),
+        6 => (2, (if pair < 14 { 0 } else { 3 }, 3, 2)),
+        _ => (2, (0, 7, 2)),
+    };
+    let (joined, turn) = if pair < whole * bits {
+        (word(pair / whole), pair % whole)
+    } else {
+        let left = 16 - whole * bits;
+        let take = |sum: u32, i: usize| {
+            // The `left` bits below the highest one of each half, to where the i-th of such groups belongs.
+            let bits = word(first + i) & ((((1 << left) - 1) << (15 - left)) * 0x0001_0001);
+            sum | bits.rotate_left(((i + 1) * left) as u32)
+        };
+        ((0..n_words).fold(0, take), (pair - whole * bits) % n_pairs)
+    };
+    let halves = joined.rotate_right((turn * bits) as u32);
+    let element = halves >> (16 * (register(at) % 2)) & 0xFFFF;
+    ((element >> 15) << (bits - 1) | element & ((1 << (bits - 1)) - 1)) as u8
 }
 
 fn random_bytes(n: usize, state: &mut u64) -> Vec<u8> {
@@ -97,7 +134,13 @@ fn every_element_comes_back() {
                             }
                         }
                     }
-                    let matrix = FixedMatrix::encode(format, places, rows, cols, &bytes);
+                    let scale = |i: usize| 0.001 * 1.5_f32.powi(i as i32 % 40 - 20);
+                    let scales: Vec<f32> = match format.dtype() {
+                        Dtype::I8 if narrow => vec![0.001],
+                        Dtype::I8 => (0..rows).map(scale).collect(),
+                        _ => Vec::new(),
+                    };
+                    let matrix = FixedMatrix::encode(format, places, rows, cols, &bytes, &scales);
                     let across = cols.div_ceil(CHUNK_COLS);
                     for (index, chunk) in matrix.chunks.chunks(matrix.chunk_bytes).enumerate() {
                         for (lane, at) in (0..32).flat_map(|lane| (0..64).map(move |at| (lane, at)))
@@ -135,7 +178,7 @@ fn the_smallest_format_is_chosen() {
             })
             .collect()
     };
-    let choose = |bytes: &[u8]| FixedMatrix::choose(Dtype::Bf16, 256, 512, bytes);
+    let choose = |bytes: &[u8]| FixedMatrix::choose(Dtype::Bf16, 256, 512, bytes, &[]);
     assert_eq!(choose(&words(&mut state, 8)), (WeightFormat::Bf16x3, 8));
     assert_eq!(choose(&words(&mut state, 14)).0, WeightFormat::Bf16x4);
     assert_eq!(choose(&words(&mut state, 140)).0, WeightFormat::DenseBf16);

@@ -46,7 +46,7 @@ pub struct Product {
 struct Segment {
     overflow: DeviceBuffer<u32>,
     symbols: DeviceBuffer<u8>,
-    scales: Option<DeviceBuffer<f32>>,
+    scales: DeviceBuffer<u32>,
     end_tile: usize,
     scale_step: u32,
 }
@@ -63,9 +63,8 @@ pub struct Scratch {
 
 impl Product {
     /// Uploads the segments: matrices of one format, chunk size and number of
-    /// columns, all but the last of a multiple of 16 rows. `scales` are one or
-    /// one a row for each INT8 segment, and empty for other types. `bias` has an
-    /// element a row, BF16 or FP16 as the output is.
+    /// columns, all but the last of a multiple of 16 rows. `bias` has an element a
+    /// row, BF16 or FP16 as the output is.
     ///
     /// # Errors
     ///
@@ -76,7 +75,6 @@ impl Product {
         device: &Device,
         stream: &Stream,
         matrices: &[FixedMatrix],
-        scales: &[Vec<f32>],
         bias: Option<&[u16]>,
     ) -> Result<Self> {
         let first = matrices.first().ok_or(length("segments", 0, 1))?;
@@ -88,41 +86,34 @@ impl Product {
                 capability: info.capability,
             });
         }
-        let int8 = first.format.dtype() == transom::Dtype::I8;
-        check("scales of segments", scales.len(), if int8 { matrices.len() } else { 0 })?;
         let (mut segments, mut rows) = (Vec::new(), 0);
         let n_bytes = matrices.iter().map(|matrix| matrix.chunks.len()).sum();
         // The kernels count in units of 16 bytes.
         check("bytes of chunks", n_bytes, n_bytes.min(16 * u32::MAX as usize))?;
         let mut chunks = Vec::with_capacity(n_bytes);
-        for (i, matrix) in matrices.iter().enumerate() {
+        for matrix in matrices {
             check("columns of a segment", matrix.cols, first.cols)?;
             check("bytes of a chunk", matrix.chunk_bytes, first.chunk_bytes)?;
             check("format of a segment", matrix.format as usize, first.format as usize)?;
             matrix.check()?;
             check("rows above the segment", rows, rows / CHUNK_ROWS * CHUNK_ROWS)?;
             rows += matrix.rows;
-            let mut scale_step = 0;
-            let scales = match scales.get(i) {
-                None => None,
-                Some(scales) => {
-                    if scales.len() != 1 {
-                        check("scales", scales.len(), matrix.rows)?;
-                        scale_step = 1;
-                    }
-                    check_range(matrix, scales)?;
-                    let scales: Vec<f32> =
-                        scales.iter().flat_map(|&scale| row_scale(scale)).collect();
-                    Some(stream.upload(&scales)?)
-                }
-            };
+            let n_scales = matrix.scales.len();
+            if n_scales > 1 || matrix.format.dtype() == transom::Dtype::I8 {
+                check("scales", n_scales, if n_scales == 1 { 1 } else { matrix.rows })?;
+            }
+            check_range(matrix)?;
+            // As words: three a scale.
+            let scales: Vec<u32> = (matrix.scales.iter())
+                .flat_map(|s| [s.scale.to_bits(), s.factor.to_bits(), s.multipliers])
+                .collect();
             chunks.extend_from_slice(&matrix.chunks);
             segments.push(Segment {
                 overflow: stream.upload(&matrix.overflow)?,
                 symbols: stream.upload(&matrix.symbols)?,
-                scales,
+                scales: stream.upload(&scales)?,
                 end_tile: rows.div_ceil(CHUNK_ROWS),
-                scale_step,
+                scale_step: u32::from(n_scales != 1),
             });
         }
         if let Some(bias) = bias {
@@ -224,7 +215,7 @@ impl Product {
             *params = params::Segment {
                 overflow: segment.overflow.address(),
                 symbols: segment.symbols.address(),
-                scales: segment.scales.as_ref().map_or(0, DeviceBuffer::address),
+                scales: segment.scales.address(),
                 end_tile: segment.end_tile as u32,
                 scale_step: segment.scale_step,
             };
@@ -282,24 +273,11 @@ impl Product {
     }
 }
 
-/// What the kernels multiply an INT8 row with: `transom::RowScale` of
-/// `kernels/params.h`, step and factor. Expects that every value fits FP16.
-fn row_scale(scale: f32) -> [f32; 2] {
-    if scale.abs() > f16::MAX.to_f32() {
-        // All values are zero.
-        return [0.0, 1.0];
-    }
-    let mut factor = 1.0;
-    while (scale / factor).abs() >= 1.0 / 32.0 {
-        factor *= 2.0;
-    }
-    [(f64::from(scale / factor) * 2.0_f64.powi(133)) as f32, factor]
-}
-
 /// Every dequantised value of an INT8 segment fits FP16.
-fn check_range(matrix: &FixedMatrix, scales: &[f32]) -> Result<()> {
+fn check_range(matrix: &FixedMatrix) -> Result<()> {
     let (low, high) = matrix.int8_range;
-    for &scale in scales {
+    for scale in &matrix.scales {
+        let scale = scale.value();
         for q in [low, high] {
             if !f16::from_f32(f32::from(q) * scale).is_finite() {
                 return Err(Error::Overflow { value: q, scale_bits: scale.to_bits() });
@@ -315,51 +293,4 @@ fn length(what: &'static str, found: usize, expected: usize) -> Error {
 
 fn check(what: &'static str, found: usize, expected: usize) -> Result<()> {
     if found == expected { Ok(()) } else { Err(length(what, found, expected)) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// `dequantise` of `kernels/fixed.cuh`.
-    fn dequantise(q: i8, step: f32) -> f32 {
-        let u = (i16::from(q) + 128) as u32;
-        f32::from_bits(u << 16).mul_add(step, step * -(2.0_f32.powi(-126)))
-    }
-
-    fn check_scale(scale: f32) {
-        let [step, factor] = row_scale(scale);
-        assert!(step.is_finite() && factor >= 1.0, "{scale:e}: {step:e} {factor}");
-        for q in -128..=127_i8 {
-            let expected = f32::from(q) * scale;
-            let found = dequantise(q, step) * factor;
-            assert_eq!(found, expected, "{q} * {scale:e}");
-            let half = f16::from_f32(dequantise(q, step)).to_f32() * factor;
-            if expected.abs() <= f16::MAX.to_f32() {
-                assert_eq!(half, f16::from_f32(expected).to_f32(), "{q} * {scale:e}");
-            }
-        }
-    }
-
-    #[test]
-    fn one_fused_multiply_add_dequantises_exactly() {
-        let mut bits = 0x2545_F491_4F6C_DD1D_u64;
-        for _ in 0..20_000 {
-            bits ^= bits << 13;
-            bits ^= bits >> 7;
-            bits ^= bits << 17;
-            // Scales from 2^-40 to 2^9.
-            let exponent = 87 + (bits >> 32) % 49;
-            check_scale(f32::from_bits((exponent as u32) << 23 | bits as u32 & 0x7F_FFFF));
-        }
-        for scale in [1.0, 0.031_249_998, 0.031_25, 515.0, 1e-40, -0.01, 0.0] {
-            check_scale(scale);
-        }
-    }
-
-    #[test]
-    fn a_scale_of_zeros_gives_zeros() {
-        let [step, factor] = row_scale(1e30);
-        assert_eq!(dequantise(0, step) * factor, 0.0);
-    }
 }

@@ -9,8 +9,6 @@ use crate::module::{Function, Launch};
 const MAX_SLICES: usize = 16;
 /// Stages of a warp's ring of weights.
 const STAGES: usize = 2;
-/// Warps of a block of `kernels/product.cuh`.
-const STRIP_WARPS: usize = 8;
 /// Warps of a block of `kernels/product_batch.cuh`, at most.
 const BATCH_WARPS: usize = 16;
 /// Stages of its ring of activations.
@@ -62,34 +60,34 @@ fn function(device: &Device, weights: Weights, suffix: &str) -> Result<Function>
     device.function(&format!("product_{}_{suffix}", weights.format.name()))
 }
 
-/// Rings and planes of patches of `warps` warps.
-fn warp_bytes(weights: Weights, warps: usize) -> usize {
+/// Rings, and planes of patches for `tiles` tiles, of `warps` warps.
+fn warp_bytes(weights: Weights, warps: usize, tiles: usize) -> usize {
     let ring = (STAGES * weights.chunk_bytes).next_multiple_of(128);
-    let plane = if weights.format.is_dense() { 0 } else { 2048 };
-    warps * (ring + plane + 8 * STAGES)
+    let (plane, scales) = weights.format.patch_bytes();
+    warps * (ring + plane + tiles * scales + 8 * STAGES)
 }
 
 impl Variant {
-    /// For up to 8 or 16 tokens (1 or 2 `groups`): `together` tiles a block.
+    /// For up to 8 or 16 tokens (1 or 2 `groups`): `tiles` tiles at a time and `apart` warps a block.
     fn strips(
         device: &Device,
         weights: Weights,
         suffix: &str,
         groups: usize,
-        together: usize,
+        (tiles, apart): (usize, usize),
     ) -> Result<Self> {
         let function = function(device, weights, suffix)?;
         // As product_shared_bytes of kernels/product.cuh.
-        let slots = sum_slots(weights.n_slices, STRIP_WARPS / together);
+        let slots = sum_slots(weights.n_slices, apart);
         let x_row_bytes = if groups == 1 { 272 } else { 144 };
-        let x = STRIP_WARPS * groups * 8 * x_row_bytes;
-        let sums = 2 * together * slots * 512 * groups;
-        let bytes = warp_bytes(weights, STRIP_WARPS) + 128 + x + sums;
+        let x = apart * groups * 8 * x_row_bytes;
+        let sums = 2 * tiles * slots * 512 * groups;
+        let bytes = warp_bytes(weights, apart, tiles) + 128 + x + sums;
         function.allow_shared(bytes as u32)?;
-        let threads = 32 * STRIP_WARPS as u32;
+        let threads = 32 * apart as u32;
         let per_sm = function.blocks_per_sm(threads, bytes as u32)?.max(1);
         let at_once = (per_sm * device.info().n_sms) as usize;
-        let n_blocks = weights.n_tiles.div_ceil(together).min(at_once);
+        let n_blocks = weights.n_tiles.div_ceil(tiles).min(at_once);
         let launch = Launch::new(n_blocks as u32, threads).shared(bytes as u32).dependent(true);
         let shape = BatchShape { per_sm: 1, strips: 0, parts: 1, groups: 0 };
         Ok(Self { function, launch, shape, at_once, slots: 0, workspace_floats: 0 })
@@ -102,7 +100,7 @@ impl Variant {
             |per_sm: usize, strips: usize| strips.next_multiple_of(4).min(BATCH_WARPS / per_sm);
         // As batch_shared_bytes of kernels/product_batch.cuh.
         let x = BATCH_X_STAGES * token_groups * 2048;
-        let shared = |warps: usize| (warp_bytes(weights, warps) + x + BATCH_COMMON) as u32;
+        let shared = |warps: usize| (warp_bytes(weights, warps, 1) + x + BATCH_COMMON) as u32;
         function.allow_shared(device.info().shared_bytes)?;
         let mut per_sm = Vec::new();
         for n in [1, 2] {
@@ -194,14 +192,24 @@ impl Variants {
     ///
     /// What the driver reports, and a GPU with too little shared memory.
     pub fn new(device: &Device, weights: Weights) -> Result<Self> {
-        let narrow = Variant::strips(device, weights, "m8", 1, 1)?;
-        let wide = Variant::strips(device, weights, "m8_wide", 1, 2)?;
-        // Two strips a block where that leaves no more blocks without work: fewer rounds.
-        let is_wide = fill(weights.n_tiles.div_ceil(2), wide.at_once)
-            >= fill(weights.n_tiles, narrow.at_once);
+        let mut m8 = Variant::strips(device, weights, "m8", 1, (1, 8))?;
+        let mut best = fill(weights.n_tiles, m8.at_once);
+        let (pair, deep) = preferences(weights.format);
+        for (suffix, (tiles, apart), preference) in
+            [("m8_pair", (2, 8), pair), ("m8_deep", (1, 16), deep)]
+        {
+            if !weights.n_tiles.is_multiple_of(tiles) {
+                continue;
+            }
+            let other = Variant::strips(device, weights, suffix, 1, (tiles, apart))?;
+            let score = preference * fill(weights.n_tiles / tiles, other.at_once);
+            if score > best {
+                (m8, best) = (other, score);
+            }
+        }
         Ok(Self {
-            m8: if is_wide { wide } else { narrow },
-            m16: Variant::strips(device, weights, "m16", 2, 1)?,
+            m8,
+            m16: Variant::strips(device, weights, "m16", 2, (1, 8))?,
             m32: Variant::batch(device, weights, "m32", 4)?,
             m64: Variant::batch(device, weights, "m64", 8)?,
         })
@@ -224,6 +232,18 @@ impl Variants {
     /// Two for every group of tiles.
     pub fn meeting_words(&self) -> usize {
         2 * self.m32.shape.groups.max(self.m64.shape.groups)
+    }
+}
+
+/// Speed of the kernel of two tiles at a time and of the one with 16 warps, where all have work, against that of one tile
+/// and 8 warps: measured on an H200. Where decoding takes longest, it is worth much to read activations half as often.
+const fn preferences(format: WeightFormat) -> (f64, f64) {
+    match format {
+        WeightFormat::Int8x4
+        | WeightFormat::Int8x5
+        | WeightFormat::Int8x6
+        | WeightFormat::Int8x7 => (1.1, 0.88),
+        _ => (0.97, 0.97),
     }
 }
 

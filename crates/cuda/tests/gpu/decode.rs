@@ -5,7 +5,7 @@ use transom::Dtype;
 use transom_cuda::fixed::{Decoder, DeviceMatrix, FixedMatrix, Part, WeightFormat};
 use transom_cuda::{DeviceBuffer, Error};
 
-use crate::product::{elem_bytes, weights};
+use crate::product::{elem_bytes, one_scale, weights};
 use crate::{Gpu, Random};
 
 /// Elements of a part, in the bytes of the original.
@@ -37,7 +37,7 @@ fn check(gpu: &Gpu, shapes: &[(usize, usize)]) {
         for (&(rows, cols), spread) in shapes.iter().zip([2, 0, 40, 100].into_iter().cycle()) {
             let size = elem_bytes(format);
             let bytes = weights(format, rows * cols, spread, &mut random);
-            let encoded = FixedMatrix::encode(format, 32, rows, cols, &bytes);
+            let encoded = FixedMatrix::encode(format, 32, rows, cols, &bytes, one_scale(format));
             let matrix = DeviceMatrix::new(&gpu.stream, &encoded).unwrap();
             let mut ids: Vec<u32> = (0..9).map(|_| (random.bits() % rows as u64) as u32).collect();
             ids.extend([rows as u32, u32::MAX, 0]);
@@ -107,7 +107,7 @@ fn all_bit_patterns_come_back() {
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     for format in WeightFormat::ALL.into_iter().filter(|format| format.dtype() != Dtype::I8) {
         for places in [0, 16, 1000] {
-            let encoded = FixedMatrix::encode(format, places, 256, 256, &bytes);
+            let encoded = FixedMatrix::encode(format, places, 256, 256, &bytes, one_scale(format));
             let matrix = DeviceMatrix::new(&gpu.stream, &encoded).unwrap();
             let mut out = DeviceBuffer::filled(&gpu.device, words.len(), 0xA5).unwrap();
             decoder.decode(&gpu.stream, &matrix, &Part::All, &mut out).unwrap();
@@ -120,7 +120,7 @@ fn all_bit_patterns_come_back() {
 fn parts_outside_of_a_small_matrix_are_errors() {
     let Some(gpu) = Gpu::open() else { return };
     let decoder = Decoder::new(&gpu.device).unwrap();
-    let encoded = FixedMatrix::encode(WeightFormat::Bf16x3, 8, 16, 128, &[0; 4096]);
+    let encoded = FixedMatrix::encode(WeightFormat::Bf16x3, 8, 16, 128, &[0; 4096], &[]);
     let matrix = DeviceMatrix::new(&gpu.stream, &encoded).unwrap();
     let mut out = DeviceBuffer::new(&gpu.device, 2048).unwrap();
     let mut decode = |part: &Part<'_>| decoder.decode(&gpu.stream, &matrix, part, &mut out);
@@ -142,13 +142,12 @@ fn parts_outside_of_a_small_matrix_are_errors() {
 #[test]
 fn damaged_chunks_are_named() {
     let Some(gpu) = Gpu::open() else { return };
-    let mut matrix = FixedMatrix::encode(WeightFormat::Bf16x3, 8, 32, 256, &[0; 2 * 32 * 256]);
+    let mut matrix = FixedMatrix::encode(WeightFormat::Bf16x3, 8, 32, 256, &[0; 2 * 32 * 256], &[]);
     // The number of escapes of chunk 2.
     let at = 2 * matrix.chunk_bytes + 2048 + 768 + 17;
     matrix.chunks[at] = 0xFF;
     let is_named = |error| matches!(error, Error::BadChunk { chunk: 2, .. });
     assert!(is_named(DeviceMatrix::new(&gpu.stream, &matrix).unwrap_err()));
-    let product =
-        transom_cuda::product::Product::new(&gpu.device, &gpu.stream, &[matrix], &[], None);
+    let product = transom_cuda::product::Product::new(&gpu.device, &gpu.stream, &[matrix], None);
     assert!(is_named(product.unwrap_err()));
 }

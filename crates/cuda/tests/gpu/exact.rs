@@ -214,19 +214,21 @@ fn merged_small_segments_are_separate_products() {
             .zip(sizes)
             .map(|(s, n)| weights(format, n * cols, s, &mut random))
             .collect();
-        let matrices: Vec<FixedMatrix> = parts
-            .iter()
-            .zip(sizes)
-            .map(|(bytes, rows)| FixedMatrix::encode(format, 32, rows, cols, bytes))
-            .collect();
         let is_int8 = elem_bytes(format) == 1;
         // One scale, and one a row.
         let scales = [vec![0.01], vec![0.003; 16], (0..33).map(|i| 0.001 * i as f32).collect()];
-        let scales: &[Vec<f32>] = if is_int8 { &scales } else { &[] };
+        let matrices: Vec<FixedMatrix> = parts
+            .iter()
+            .zip(sizes)
+            .zip(&scales)
+            .map(|((bytes, rows), scales)| {
+                let scales = if is_int8 { &scales[..] } else { &[] };
+                FixedMatrix::encode(format, 32, rows, cols, bytes, scales)
+            })
+            .collect();
         let x = activations(format, 20 * cols, &mut random);
         let new = |range: std::ops::Range<usize>| {
-            let scales = if is_int8 { &scales[range.clone()] } else { &[] };
-            Product::new(&gpu.device, &gpu.stream, &matrices[range], scales, None).unwrap()
+            Product::new(&gpu.device, &gpu.stream, &matrices[range], None).unwrap()
         };
         for n_tokens in [1, 9, 20] {
             let x = &x[..n_tokens * cols];

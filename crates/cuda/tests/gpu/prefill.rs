@@ -8,7 +8,7 @@ use transom_cuda::fixed::{DeviceMatrix, FixedMatrix, WeightFormat};
 use transom_cuda::prefill::{Prefill, Weights};
 use transom_cuda::rans::{Rans, RansMatrix};
 
-use crate::product::{activations, weights};
+use crate::product::{activations, one_scale, weights};
 use crate::{Gpu, Random};
 
 /// A layer in every way in which it can be multiplied.
@@ -22,7 +22,7 @@ struct Layer {
 impl Layer {
     fn new(gpu: &Gpu, format: WeightFormat, n: usize, k: usize, random: &mut Random) -> Self {
         let bytes = weights(format, n * k, 2, random);
-        let encoded = FixedMatrix::encode(format, 32, n, k, &bytes);
+        let encoded = FixedMatrix::encode(format, 32, n, k, &bytes, one_scale(format));
         let fixed = DeviceMatrix::new(&gpu.stream, &encoded).unwrap();
         let words = bytes.as_chunks::<2>().0.iter().map(|&pair| u16::from_le_bytes(pair));
         let (words, scales): (Vec<u16>, _) = match format.twin() {

@@ -38,6 +38,11 @@ pub(crate) fn weights(format: WeightFormat, n: usize, spread: u64, random: &mut 
     bytes
 }
 
+/// Some scale of INT8 weights, for tests that do not multiply.
+pub(crate) fn one_scale(format: WeightFormat) -> &'static [f32] {
+    if elem_bytes(format) == 1 { &[0.001] } else { &[] }
+}
+
 /// Activations between -2 and 2.
 pub(crate) fn activations(format: WeightFormat, n: usize, random: &mut Random) -> Vec<u16> {
     let bf16 = format.twin() == WeightFormat::DenseBf16;
@@ -62,15 +67,13 @@ pub(crate) fn product(
     let mut borders = vec![0, cut, rows];
     borders.dedup();
     let row_bytes = cols * elem_bytes(format);
-    let (mut matrices, mut parts) = (Vec::new(), Vec::new());
+    let mut matrices = Vec::new();
     for pair in borders.windows(2) {
         let bytes = &bytes[pair[0] * row_bytes..pair[1] * row_bytes];
-        matrices.push(FixedMatrix::encode(format, 32, pair[1] - pair[0], cols, bytes));
-        if elem_bytes(format) == 1 {
-            parts.push(scales[pair[0]..pair[1]].to_vec());
-        }
+        let scales = if elem_bytes(format) == 1 { &scales[pair[0]..pair[1]] } else { &[] };
+        matrices.push(FixedMatrix::encode(format, 32, pair[1] - pair[0], cols, bytes, scales));
     }
-    Product::new(&gpu.device, &gpu.stream, &matrices, &parts, bias).unwrap()
+    Product::new(&gpu.device, &gpu.stream, &matrices, bias).unwrap()
 }
 
 pub(crate) fn run(gpu: &Gpu, product: &Product, x: &[u16]) -> Vec<u16> {
@@ -91,8 +94,12 @@ fn fused_products_equal_their_twins() {
             for spread in [0, 2, 40, 100] {
                 let (rows, cols) = shape;
                 let bytes = weights(format, rows * cols, spread, &mut random);
-                let scales: Vec<f32> =
-                    (0..rows).map(|_| 0.001 + (random.bits() % 1000) as f32 * 1e-5).collect();
+                // From those that give denormal weights to those that are nearly too large.
+                let scale = |bits: u64| {
+                    (1.0 + (bits >> 40) as f32 / 2.0_f32.powi(24))
+                        * 2.0_f32.powi((bits % 30) as i32 - 22)
+                };
+                let scales: Vec<f32> = (0..rows).map(|_| scale(random.bits())).collect();
                 let bias = activations(format, rows, &mut random);
                 let bias = (spread == 2).then_some(&bias[..]);
                 let fused = product(&gpu, format, shape, &bytes, &scales, bias);
@@ -163,9 +170,10 @@ fn two_hundred_runs_are_identical() {
 #[test]
 fn a_scale_that_overflows_is_refused() {
     let Some(gpu) = Gpu::open() else { return };
-    let matrix = FixedMatrix::encode(WeightFormat::Int8x6, 8, 16, 128, &[100; 16 * 128]);
     let new = |scale| {
-        Product::new(&gpu.device, &gpu.stream, std::slice::from_ref(&matrix), &[vec![scale]], None)
+        let bytes = [100; 16 * 128];
+        let matrix = FixedMatrix::encode(WeightFormat::Int8x6, 8, 16, 128, &bytes, &[scale]);
+        Product::new(&gpu.device, &gpu.stream, &[matrix], None)
     };
     assert!(new(655.0).is_ok());
     let error = new(656.0).map(|_| ()).unwrap_err();

@@ -233,8 +233,8 @@ fn fp16_is_decoded_gathered_and_multiplied() {
             assert!(row == &weights[id as usize * cols..][..cols], "{rows} x {cols}, row {id}");
         }
 
-        let dense = FixedMatrix::encode(WeightFormat::DenseF16, 0, rows, cols, &data);
-        let twin = Product::new(&gpu.device, &gpu.stream, &[dense], &[], None).unwrap();
+        let dense = FixedMatrix::encode(WeightFormat::DenseF16, 0, rows, cols, &data, &[]);
+        let twin = Product::new(&gpu.device, &gpu.stream, &[dense], None).unwrap();
         let x: Vec<u16> = (0..64 * cols).map(|_| half(normal(&mut random))).collect();
         for tokens in [1, 2, 8, 9, 32, 33, 64] {
             let mut scratch = twin.scratch(&gpu.device, tokens).unwrap();
@@ -414,8 +414,8 @@ fn product_equals_the_dense_one_bit_for_bit() {
     for (name, [rows, cols], weights) in matrices(&mut random) {
         let data = bytes(&weights);
         let matrix = load(&gpu, &rans, Dtype::Bf16, [rows, cols], &data);
-        let dense = FixedMatrix::encode(WeightFormat::DenseBf16, 0, rows, cols, &data);
-        let twin = Product::new(&gpu.device, &gpu.stream, &[dense], &[], None).unwrap();
+        let dense = FixedMatrix::encode(WeightFormat::DenseBf16, 0, rows, cols, &data, &[]);
+        let twin = Product::new(&gpu.device, &gpu.stream, &[dense], None).unwrap();
         let x: Vec<u16> = (0..64 * cols).map(|_| bf16(normal(&mut random))).collect();
         for tokens in [1, 2, 8, 9, 16, 17, 32, 33, 64] {
             let mut scratch = twin.scratch(&gpu.device, tokens).unwrap();
@@ -447,9 +447,9 @@ fn int8_product_equals_the_dense_one_bit_for_bit() {
         let scales: Vec<f32> =
             (0..rows).map(|_| 0.003 * (0.3 * normal(&mut random)).exp()).collect();
         let matrix = load(&gpu, &rans, Dtype::I8, [rows, cols], &data);
-        let dense = FixedMatrix::encode(WeightFormat::DenseInt8, 0, rows, cols, &data);
+        let dense = FixedMatrix::encode(WeightFormat::DenseInt8, 0, rows, cols, &data, &scales);
         let device_scales = gpu.stream.upload(&scales).unwrap();
-        let twin = Product::new(&gpu.device, &gpu.stream, &[dense], &[scales], None).unwrap();
+        let twin = Product::new(&gpu.device, &gpu.stream, &[dense], None).unwrap();
         let x: Vec<u16> =
             (0..64 * cols).map(|_| half::f16::from_f32(normal(&mut random)).to_bits()).collect();
         for tokens in [1, 2, 8, 9, 16, 17, 32, 33, 64] {

@@ -80,8 +80,9 @@ impl Source {
 
     /// In the smallest fixed-rate code.
     fn fixed(&self) -> (FixedMatrix, f64) {
+        let (dtype, scales) = (self.dtype(), scale(self.dtype()).unwrap_or_default());
         let (format, places) =
-            FixedMatrix::choose(self.dtype(), self.part_rows(), self.cols, &self.part);
+            FixedMatrix::choose(dtype, self.part_rows(), self.cols, &self.part, &scales);
         self.encode(format, places)
     }
 
@@ -99,7 +100,8 @@ impl Source {
 
     /// With bits a weight, as if the overflow were not shared by the repetitions.
     fn encode(&self, format: WeightFormat, places: usize) -> (FixedMatrix, f64) {
-        let part = FixedMatrix::encode(format, places, self.part_rows(), self.cols, &self.part);
+        let (rows, scales) = (self.part_rows(), scale(self.dtype()).unwrap_or_default());
+        let part = FixedMatrix::encode(format, places, rows, self.cols, &self.part, &scales);
         (bench::repeat(&part, self.times), part.bits_per_weight())
     }
 
@@ -160,10 +162,9 @@ impl Host {
     ) -> anyhow::Result<(Weights<'a>, f64)> {
         match self {
             Self::Chunks(matrix, bits_per_weight) => {
-                let scales: Vec<_> = scale(matrix.format.dtype()).into_iter().collect();
                 let products = copies(gpu, matrix.chunks.len(), || {
                     let matrices = std::slice::from_ref(matrix);
-                    Ok(Product::new(&gpu.device, &gpu.stream, matrices, &scales, None)?)
+                    Ok(Product::new(&gpu.device, &gpu.stream, matrices, None)?)
                 })?;
                 Ok((Weights::Chunks(products), *bits_per_weight))
             }
@@ -345,7 +346,8 @@ mod tests {
             let record = Record::read(&packed, 0, packed.len() as u64).unwrap();
             assert_eq!(record.to_vec(&packed, Isa::best()).unwrap_or_default(), bytes);
             let encode = |format, places| {
-                FixedMatrix::encode(format, places, source.rows, source.cols, &bytes)
+                let scales = scale(source.dtype()).unwrap_or_default();
+                FixedMatrix::encode(format, places, source.rows, source.cols, &bytes, &scales)
             };
             let (twin, twin_bits) = source.twin();
             assert_eq!(twin, encode(twin.format, 0));
