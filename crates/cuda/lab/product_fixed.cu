@@ -370,8 +370,7 @@ static Shape shape_of(uint32_t tiles, uint32_t across, uint32_t n_slices, uint32
                 const uint32_t groups = (tiles + strips - 1) / strips, at_once = n_sms * per_sm;
                 const double rounds = (groups * parts + at_once - 1) / at_once, chunks = (double)across / n_slices * ((n_slices + parts - 1) / parts);
                 if (parts > 1 && rounds > 1) continue;
-                // Clocks: 150 a chunk where ten warps or more keep an SM busy.
-                double work = rounds * std::max(per_sm * strips, 10u) * chunks * 150 * (per_sm == 2 ? 1.1 : 1);
+                double work = rounds * chunks * (1240 + 73 * per_sm * strips) * (per_sm == 2 ? 1.1 : 1);
                 if (parts > 1) work += 2000 + (double)sum_slots(n_slices, parts) * strips * per_sm / parts * tokens8 * 8;
                 if (work <= least) least = work, best = {per_sm, strips, parts, parts > 1 ? groups : std::min(groups, at_once)};
             }

@@ -142,9 +142,10 @@ pub(super) struct BatchShape {
 }
 
 /// The shape that takes the fewest clocks by a rough count, and of those that
-/// take as many the one with the most tiles a block. A chunk takes 150 clocks
-/// of a multiprocessor, which fewer than ten warps do not keep busy; two blocks,
-/// which read activations twice, take a tenth longer. Several parts have to be
+/// take as many the one with the most tiles a block. A chunk of each of n warps
+/// takes a multiprocessor 1240 + 73 n clocks: more warps hide more of what each
+/// waits for (measured with 10 to 16); two blocks, which read activations twice,
+/// take a tenth longer. Several parts have to be
 /// there at once, or nearly: their meeting takes 2000 clocks and one for every
 /// 64 bytes of sums.
 fn batch_shape(
@@ -165,7 +166,8 @@ fn batch_shape(
                     continue;
                 }
                 let chunks = across * n_slices.div_ceil(parts) / n_slices;
-                let products = rounds * (per_sm * strips).max(10) * chunks * 15 * (9 + per_sm);
+                let row = 124 + 73 * per_sm * strips / 10;
+                let products = rounds * chunks * row * (9 + per_sm);
                 let sums = sum_slots(n_slices, parts) * strips * per_sm * token_groups * 8 / parts;
                 let clocks = products + if parts == 1 { 0 } else { 2000 + sums };
                 if best.is_none_or(|(least, _)| clocks <= least) {
