@@ -194,23 +194,13 @@ impl Variants {
     ///
     /// What the driver reports, and a GPU with too little shared memory.
     pub fn new(device: &Device, weights: Weights) -> Result<Self> {
-        let mut m8 = Variant::strips(device, weights, "m8", 1, (1, 8))?;
-        let mut best = fill(weights.n_tiles, m8.at_once);
-        let (pair, deep) = preferences(weights.format);
-        for (suffix, (tiles, apart), preference) in
-            [("m8_pair", (2, 8), pair), ("m8_deep", (1, 16), deep)]
-        {
-            if !weights.n_tiles.is_multiple_of(tiles) {
-                continue;
-            }
-            let other = Variant::strips(device, weights, suffix, 1, (tiles, apart))?;
-            let score = preference * fill(weights.n_tiles / tiles, other.at_once);
-            if score > best {
-                (m8, best) = (other, score);
-            }
-        }
+        let few = FEW_TOKENS
+            .into_iter()
+            .map(|(suffix, shape)| Variant::strips(device, weights, suffix, 1, shape))
+            .collect::<Result<Vec<_>>>()?;
+        let at_once = [few[0].at_once, few[1].at_once, few[2].at_once];
         Ok(Self {
-            m8,
+            m8: few[fastest(weights.format, weights.n_tiles, at_once)].clone(),
             m16: Variant::strips(device, weights, "m16", 2, (1, 8))?,
             m32: Variant::batch(device, weights, "m32", 4)?,
             m64: Variant::batch(device, weights, "m64", 8)?,
@@ -237,16 +227,28 @@ impl Variants {
     }
 }
 
-/// Speed of the kernel of two tiles at a time and of the one with 16 warps, where all have work, against that of one tile
-/// and 8 warps: measured on an H200. Where decoding takes longest, it is worth much to read activations half as often.
-const fn preferences(format: WeightFormat) -> (f64, f64) {
-    match format {
+/// Kernels for up to 8 tokens: the ends of their names, tiles at a time, and warps.
+const FEW_TOKENS: [(&str, (usize, usize)); 3] =
+    [("m8", (1, 8)), ("m8_pair", (2, 8)), ("m8_deep", (1, 16))];
+
+/// Which of them, if the GPU holds so many blocks of each. Their speeds where all blocks have work were measured on an
+/// H200: where decoding takes longest, it is worth much to read activations half as often.
+fn fastest(format: WeightFormat, n_tiles: usize, at_once: [usize; 3]) -> usize {
+    let speeds = match format {
         WeightFormat::Int8x4
         | WeightFormat::Int8x5
         | WeightFormat::Int8x6
-        | WeightFormat::Int8x7 => (1.1, 0.88),
-        _ => (0.97, 0.97),
+        | WeightFormat::Int8x7 => [1.0, 1.1, 0.88],
+        _ => [1.0, 0.97, 0.97],
+    };
+    let (mut best, mut most) = (0, 0.0);
+    for (i, (_, (tiles, _))) in FEW_TOKENS.into_iter().enumerate() {
+        let score = speeds[i] * fill(n_tiles / tiles, at_once[i]);
+        if n_tiles.is_multiple_of(tiles) && score > most {
+            (best, most) = (i, score);
+        }
     }
+    best
 }
 
 /// Share of the blocks' time that has work.
@@ -268,6 +270,21 @@ mod tests {
             n_slices: n_slices(cols),
         };
         batch_shape(weights, token_groups, 132, &[1, 2]).unwrap()
+    }
+
+    #[test]
+    fn the_kernel_of_few_tokens_leaves_few_blocks_without_work() {
+        let of = |format, rows: usize| {
+            let at_once = [264, 264, 132];
+            FEW_TOKENS[fastest(format, rows.div_ceil(16), at_once)].0
+        };
+        let int8 = [4096, 6144, 8192, 10_240, 28_672, 57_344].map(|n| of(WeightFormat::Int8x6, n));
+        assert_eq!(int8, ["m8", "m8_deep", "m8_pair", "m8_deep", "m8", "m8_pair"]);
+        let bf16 = [4096, 6144, 8192, 10_240, 28_672].map(|n| of(WeightFormat::Bf16x3, n));
+        assert_eq!(bf16, ["m8", "m8_deep", "m8", "m8_deep", "m8"]);
+        // An odd number of tiles has no pairs; none at all is a product of nothing.
+        assert_eq!(of(WeightFormat::Int8x6, 8192 - 16), "m8");
+        assert_eq!(of(WeightFormat::Int8x6, 0), "m8");
     }
 
     #[test]
