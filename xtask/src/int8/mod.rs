@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::Failure;
 use crate::command::root;
@@ -275,15 +275,19 @@ fn compare(
         args.extend(["--text".to_owned(), display(&files.validation)]);
         args.extend(["--window".to_owned(), WINDOW.to_string()]);
     }
-    // Kept beside what was compared: it takes minutes.
+    // Kept beside what was compared, as it takes minutes, for the same arguments and texts.
     let kept = other.with_extension("json");
-    if !kept.exists() {
-        let report = call_json(transom, &args)?;
-        fs::write(&kept, report.to_string()).map_err(|e| format!("{}: {e}", kept.display()))?;
-    }
-    let report = fs::read(&kept).map_err(|e| format!("{}: {e}", kept.display()))?;
-    let report: Value =
-        serde_json::from_slice(&report).map_err(|e| format!("{}: {e}", kept.display()))?;
+    let asked = json!({ "arguments": args, "texts": files.sizes()? });
+    let before = fs::read(&kept).ok().and_then(|kept| serde_json::from_slice::<Value>(&kept).ok());
+    let report = match before {
+        Some(before) if before["asked"] == asked => before["report"].clone(),
+        _ => {
+            let report = call_json(transom, &args)?;
+            let both = json!({ "asked": asked, "report": report }).to_string();
+            fs::write(&kept, both).map_err(|e| format!("{}: {e}", kept.display()))?;
+            report
+        }
+    };
     let prompts = report["prompts"].as_array().ok_or("compare: no prompts")?;
     let mut kl = vec![0.0; MAX_TOKENS];
     let mut n = vec![0_usize; MAX_TOKENS];

@@ -28,6 +28,20 @@ pub struct Files {
     pub validation: PathBuf,
 }
 
+impl Files {
+    /// Bytes of each: another selection of text has another size.
+    pub fn sizes(&self) -> Result<Vec<u64>, Failure> {
+        [&self.prompts, &self.validation]
+            .map(|path| {
+                fs::metadata(path)
+                    .map(|of| of.len())
+                    .map_err(|e| format!("{}: {e}", path.display()))
+            })
+            .into_iter()
+            .collect()
+    }
+}
+
 /// Writes prompts, validation text and calibration text into `folder`.
 pub fn write(folder: &Path) -> Result<Files, Failure> {
     let books = books()?;
