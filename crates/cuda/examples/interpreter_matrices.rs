@@ -96,10 +96,8 @@ fn write_fixed(
     };
     let scales: Vec<f32> = (0..n_scales).map(|_| 0.001 * (2.5 * random.normal()).exp()).collect();
     let matrix = FixedMatrix::encode(format, CAPACITY, rows, cols, &elements, &scales);
-    let row_scales: Vec<u8> = (matrix.scales.iter())
-        .flat_map(|s| [s.scale.to_bits(), s.factor.to_bits(), s.multipliers])
-        .flat_map(u32::to_le_bytes)
-        .collect();
+    let row_scales: Vec<u8> =
+        (matrix.scales.iter()).flat_map(|s| s.words()).flat_map(u32::to_le_bytes).collect();
     let scales: Vec<u8> = scales.into_iter().flat_map(f32::to_le_bytes).collect();
     let overflow: Vec<u8> = matrix.overflow.iter().flat_map(|word| word.to_le_bytes()).collect();
     let name = format.name();

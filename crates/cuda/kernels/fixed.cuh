@@ -2,6 +2,7 @@
 // mma.m16n8k16. docs/kernels.md draws the layout.
 #pragma once
 
+#include "float16.cuh"
 #include "params.h"
 #include "reduction.cuh"
 
@@ -51,17 +52,16 @@ struct Steps {
     uint32_t high[2], low[2];
 };
 
-/// FP16 of `value`.
-__device__ __forceinline__ uint16_t to_half(float value) {
-    uint16_t out;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out) : "f"(value));
-    return out;
-}
-/// a * b + c of two FP16 numbers each.
-__device__ __forceinline__ uint32_t fma_half2(uint32_t a, uint32_t b, uint32_t c) {
-    uint32_t out;
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
-    return out;
+/// Row and column of the chunk that an escape is at.
+struct ChunkPlace {
+    uint32_t row, col;
+};
+template <WeightFormat kFormat>
+__device__ __forceinline__ ChunkPlace escape_place(uint32_t escape) {
+    // Eight elements of a k16 step in the order of the A fragment's halves; others: four of the upper row, then of the lower.
+    constexpr bool kInt8 = is_int8(kFormat);
+    const uint32_t at = kInt8 ? (escape >> 8 & 7) * 8 + (escape & 7) : (escape >> 9 & 3) * 16 + (escape & 15), lane = escape >> (kInt8 ? 3 : 4) & 31;
+    return {lane / 4 + (at >> (kInt8 ? 1 : 2) & 1) * 8, at / 8 * 16 + lane % 4 * 2 + (at & 1) + (at >> (kInt8 ? 2 : 1) & 1) * 8};
 }
 
 /// Puts what escaped elements differ by from the ones that code 0 decodes to into the plane, and takes it out again. The
@@ -96,9 +96,9 @@ struct Patches {
     static __device__ __forceinline__ void put_one(const uint8_t* header, const float* scales, uint8_t* plane, uint32_t escape, uint32_t key) {
         const uint32_t place = escape & 2047;
         if constexpr (is_int8(kFormat)) {
-            ((uint16_t*)plane)[place] = to_half((float)(int)(key - 128) * scales[(escape >> 5 & 7) + (escape >> 1 & 1) * 8]);
+            ((uint16_t*)plane)[place] = to_16<true>((float)(int)(key - 128) * scales[escape_place<kFormat>(escape).row]);
         } else {
-            plane[place] = header[(escape >> 6 & 7) + (escape >> 2 & 1) * 8] ^ key;
+            plane[place] = header[escape_place<kFormat>(escape).row] ^ key;
         }
     }
     __device__ __forceinline__ void put_rest(const uint8_t* header, const uint8_t* symbols, const Segment& segment, const float* scales, uint8_t* plane, int lane) const {

@@ -40,11 +40,6 @@ __device__ __forceinline__ uint32_t to_half(float q0, float q1, float scale) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(__fmul_rn(q1, scale)), "f"(__fmul_rn(q0, scale)));
     return out;
 }
-__device__ __forceinline__ float to_float(uint32_t half) {
-    float out;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"((uint16_t)half));
-    return out;
-}
 /// Value of an INT8 weight from the byte q + 128 that the selector puts below 2^23's.
 __device__ __forceinline__ float int8_value(uint32_t bytes, uint32_t selector) { return __uint_as_float(__byte_perm(bytes, 0x4B000000u, selector)) - 8388736.0f; }
 
@@ -70,7 +65,7 @@ __device__ __forceinline__ void decode_to_tile(const uint8_t* chunk, int lane, f
         for (uint32_t i = 0; i < 16; i++) {
             const uint32_t piece = 2 * (4 * kHalf + i / 4) + i % 4 / 2, lower = i % 2;
             if constexpr (kDequantise) {
-                *(uint32_t*)at(piece, lower) = to_half(to_float(q[i]) * 0x1p24f, to_float(q[i] >> 16) * 0x1p24f, lower ? scale1 : scale0);
+                *(uint32_t*)at(piece, lower) = to_half(from_16<true>((uint16_t)q[i]) * 0x1p24f, from_16<true>((uint16_t)(q[i] >> 16)) * 0x1p24f, lower ? scale1 : scale0);
             } else {
                 const uint32_t signs = q[i] >> 15 & 0x00010001u, bytes = ((q[i] & 0x007F007Fu) ^ signs * 0xFF) + signs;
                 *(uint16_t*)(at(piece / 2, lower) + piece % 2 * 8) = (uint16_t)__byte_perm(bytes, 0, 0x4420);
@@ -109,11 +104,8 @@ __device__ __forceinline__ void decode_to_tile(const uint8_t* chunk, int lane, f
 /// Gives an escaped element its key.
 template <WeightFormat kFormat, bool kDequantise>
 __device__ __forceinline__ void patch(const FixedDecodeParams& p, uint32_t escape, uint32_t key, const uint8_t* windows, uint32_t strip, uint8_t* tile) {
-    // Eight elements of a k16 step in the order of the A fragment's halves; others: four of the upper row, then of the lower.
-    constexpr bool kInt8 = is_int8(kFormat);
-    const uint32_t at = kInt8 ? (escape >> 8 & 7) * 8 + (escape & 7) : (escape >> 9 & 3) * 16 + (escape & 15), lane = escape >> (kInt8 ? 3 : 4) & 31;
-    const uint32_t row = lane / 4 + (at >> (kInt8 ? 1 : 2) & 1) * 8, col = at / 8 * 16 + lane % 4 * 2 + (at & 1) + (at >> (kInt8 ? 2 : 1) & 1) * 8;
-    if constexpr (!kInt8) {
+    const auto [row, col] = escape_place<kFormat>(escape);
+    if constexpr (!is_int8(kFormat)) {
         *(uint16_t*)(tile + tile_address<2>(row, col)) ^= (uint16_t)((key ^ windows[row]) << (kFormat == kFixedF16x3 ? 8 : 7));
     } else if constexpr (kDequantise) {
         const float scale = __ldg(p.scales + (size_t)min(strip * kChunkRows + row, p.rows - 1) * p.scale_step);

@@ -15,7 +15,6 @@ namespace transom {
 
 #ifdef __CUDACC__
 
-constexpr int kStages = 2;
 /// Columns of activations that are copied at a time: as many as leave room for two blocks an SM.
 TRANSOM_BOTH constexpr uint32_t x_cols(int tokens8) { return tokens8 == 1 ? 128 : 64; }
 /// A token's, and 16 bytes so that those of eight tokens lie in different banks.
@@ -118,7 +117,7 @@ __device__ __forceinline__ void product(const ProductParams& p) {
     const uint32_t first = computed_once(min(across, slice_begin(p.rows, p.cols, slice_first) / kChunkCols));
     const uint32_t end = computed_once(min(across, slice_begin(p.rows, p.cols, slice_last) / kChunkCols));
 
-    ChunkRing<kStages, kTiles> ring(p, ring_memory, bar, bytes, first, end, blockIdx.x * kTiles, gridDim.x * kTiles);
+    ChunkRing<kTiles> ring(p, ring_memory, bar, bytes, first, end, blockIdx.x * kTiles, gridDim.x * kTiles);
     for (int i = 0; i < kStages; i++) ring.fill(lane, i);
     if (!kDense) {
         for (int i = lane; i < (int)plane_bytes(kFormat) / 16; i += 32) ((uint4*)plane)[i] = make_uint4(0, 0, 0, 0);
@@ -160,7 +159,7 @@ __device__ __forceinline__ void product(const ProductParams& p) {
                 // All lanes have read the stage.
                 __syncwarp();
             };
-            auto tiles = [&](auto which) {
+            auto multiply = [&](auto which) {
                 constexpr int t = decltype(which)::value;
                 const uint8_t* chunk = ring.wait();
                 Patches<kFormat> patches = {};
@@ -196,8 +195,8 @@ __device__ __forceinline__ void product(const ProductParams& p) {
                 __syncwarp();
                 ring.release(lane);
             };
-            tiles(Constant<0>());
-            if constexpr (kTiles == 2) tiles(Constant<1>());
+            multiply(Constant<0>());
+            if constexpr (kTiles == 2) multiply(Constant<1>());
             if (c + 1 == border) {
 #pragma unroll
                 for (int t = 0; t < kTiles; t++) {

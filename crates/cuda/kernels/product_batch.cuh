@@ -14,7 +14,7 @@
 
 namespace transom {
 
-constexpr int kBatchWarps = 16, kBatchStages = 2;
+constexpr int kBatchWarps = 16;
 /// Stages of activations: one that is read, one that other warps may still read, and one on its way.
 constexpr int kBatchXStages = 3;
 /// Bytes of what all warps of a block share beside activations: barriers, a word, symbols of escapes.
@@ -29,8 +29,8 @@ constexpr size_t batch_workspace_floats(uint32_t groups, uint32_t parts, uint32_
 /// Shared memory of a block of `warps` warps.
 template <WeightFormat kFormat, int kTokens8>
 constexpr uint32_t batch_shared_bytes(uint32_t chunk_bytes, uint32_t warps) {
-    return warps * ((kBatchStages * chunk_bytes + 127) / 128 * 128) + warps * (plane_bytes(kFormat) + scale_bytes(kFormat)) + kBatchXStages * kTokens8 * 2048 + kBatchCommon +
-           warps * kBatchStages * 8;
+    return warps * ((kStages * chunk_bytes + 127) / 128 * 128) + warps * (plane_bytes(kFormat) + scale_bytes(kFormat)) + kBatchXStages * kTokens8 * 2048 + kBatchCommon +
+           warps * kStages * 8;
 }
 
 #ifdef __CUDACC__
@@ -104,7 +104,7 @@ __device__ __forceinline__ void product_batch(const ProductParams& p) {
     const uint32_t parts = p.parts, rank = blockIdx.x, n_groups = gridDim.y;
     auto share = [&](uint32_t n, uint32_t i) { return n * i * p.part_share >> 16; };  // n * i / parts, for up to 16 parts of 256
     const uint32_t bytes = kDense ? chunk_bytes(kFormat, 0) : p.chunk_bytes;
-    const uint32_t ring_bytes = (kBatchStages * bytes + 127) / 128 * 128;
+    const uint32_t ring_bytes = (kStages * bytes + 127) / 128 * 128;
     const uint32_t n_slices = slices(p.rows, p.cols), across = (p.cols + kChunkCols - 1) / kChunkCols;
 
     // What all warps share comes first: its addresses are known when compiling.
@@ -119,13 +119,13 @@ __device__ __forceinline__ void product_batch(const ProductParams& p) {
     at += n_warps * plane_bytes(kFormat);
     float* scales = (float*)(at + warp * scale_bytes(kFormat));
     at += n_warps * scale_bytes(kFormat);
-    const uint32_t bar = computed_once(shared_address(at) + warp * kBatchStages * 8);
+    const uint32_t bar = computed_once(shared_address(at) + warp * kStages * 8);
 
     if (threadIdx.x == 0) {
         for (int i = 0; i < kBatchXStages; i++) barrier_init(x_full + 8 * i, 1), barrier_init(x_empty + 8 * i, n_warps);
     }
     if (lane == 0) {
-        for (int i = 0; i < kBatchStages; i++) barrier_init(bar + 8 * i, 1);
+        for (int i = 0; i < kStages; i++) barrier_init(bar + 8 * i, 1);
         asm volatile("fence.mbarrier_init.release.cluster;");
     }
     asm volatile("griddepcontrol.launch_dependents;");
@@ -137,8 +137,8 @@ __device__ __forceinline__ void product_batch(const ProductParams& p) {
 
     // Beyond the strips of the block: no tile.
     const uint32_t first_tile = warp < (int)p.strips ? blockIdx.y * p.strips + warp : p.n_tiles;
-    ChunkRing<kBatchStages, 1> ring(p, ring_memory, bar, bytes, first, end, first_tile, n_groups * p.strips);
-    for (int i = 0; i < kBatchStages; i++) ring.fill(lane, i);
+    ChunkRing<1> ring(p, ring_memory, bar, bytes, first, end, first_tile, n_groups * p.strips);
+    for (int i = 0; i < kStages; i++) ring.fill(lane, i);
     if (!kDense) {
         for (int i = lane; i < (int)plane_bytes(kFormat) / 16; i += 32) ((uint4*)plane)[i] = make_uint4(0, 0, 0, 0);
         if (warp < (int)p.n_segments) symbols[warp * 32 + lane] = p.segments[warp].symbols[lane];

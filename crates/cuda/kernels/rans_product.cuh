@@ -2,6 +2,7 @@
 // multiply in one launch. A warp walks one slice of K of 16 rows.
 #pragma once
 
+#include "float16.cuh"
 #include "mma.cuh"
 #include "rans.cuh"
 #include "reduction.cuh"
@@ -27,14 +28,6 @@ struct ProductArgs {
 };
 
 #ifdef __CUDACC__
-
-template <bool kF16>
-__device__ __forceinline__ float from_16(uint16_t bits) {
-    if (!kF16) return __uint_as_float((uint32_t)bits << 16);
-    float out;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"(bits));
-    return out;
-}
 
 /// Two INT8 weights as FP16. The table has the symbols with their top bit
 /// flipped, so symbol + 128 lies in a mantissa of a float in 1 .. 2.
@@ -202,10 +195,7 @@ __device__ __forceinline__ void product_body(const ProductArgs& args) {
             for (uint32_t j = 1; j < args.slices; j++) sum += from[j * kGroups * 128];
             const uint32_t row = row_strip * 16 + l / 4 + (r >> 1) * 8;
             if (args.bias) sum += from_16<kHalf>(args.bias[row]);
-            uint16_t out;
-            if (kHalf) asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out) : "f"(sum));
-            else asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out) : "f"(sum));
-            args.y[(size_t)token * args.stride + row] = out;
+            args.y[(size_t)token * args.stride + row] = to_16<kHalf>(sum);
         }
     }
     if (!kTwin) wait_copies<0>();

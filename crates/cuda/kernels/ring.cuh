@@ -96,14 +96,17 @@ __device__ __forceinline__ Steps load_steps(const ProductParams& p, uint32_t til
     return steps;
 }
 
+/// Stages of a warp's ring of weights.
+constexpr int kStages = 2;
+
 /// A warp's chunks: columns `first` to `end` (in chunks) of `kTiles` tiles, of each column one tile's after the other's,
 /// then of those `step` tiles further on, up to the last of the product.
-template <int kStages, int kTiles>
+template <int kTiles>
 struct ChunkRing {
     uint8_t* memory;   // [kStages] chunks
     uint32_t barrier;  // [kStages]
     uint32_t bytes, columns;
-    uint32_t turn = 0;  // chunks that were read; of two stages: registers are scarce
+    uint32_t turn = 0;  // chunks that were read
     // What is copied next: how many chunks there are yet, and of the tiles; bytes from a chunk to the one below it, and,
     // in units of 16, from the tiles' last column to the first of the next ones.
     uint32_t left, left_of_tiles, below, skip;
@@ -136,6 +139,7 @@ struct ChunkRing {
         left--;
         if (--left_of_tiles == 0) left_of_tiles = kTiles * columns, source += (uint64_t)skip * 16;
     }
+    // Of `turn`, which is one register instead of two: they are scarce.
     static_assert(kStages == 2, "");
     __device__ __forceinline__ uint32_t stage() const { return turn & 1; }
     __device__ __forceinline__ uint32_t parity() const { return turn >> 1 & 1; }
@@ -163,20 +167,10 @@ struct ChunkRing {
 /// Adds the bias, rounds, and stores y[token][n].
 template <WeightFormat kFormat>
 __device__ __forceinline__ void store_result(const ProductParams& p, uint32_t token, uint32_t n, float sum) {
-    uint16_t y;
+    constexpr bool kHalf = is_half(kFormat);
     if constexpr (is_int8(kFormat)) sum *= row_scale(p, n).factor;
-    if constexpr (is_half(kFormat)) {
-        if (p.bias) {
-            float b;
-            asm("cvt.f32.f16 %0, %1;" : "=f"(b) : "h"(p.bias[n]));
-            sum += b;
-        }
-        asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(sum));
-    } else {
-        if (p.bias) sum += __uint_as_float((uint32_t)p.bias[n] << 16);
-        asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y) : "f"(sum));
-    }
-    p.y[(size_t)token * p.rows + n] = y;
+    if (p.bias) sum += from_16<kHalf>(p.bias[n]);
+    p.y[(size_t)token * p.rows + n] = to_16<kHalf>(sum);
 }
 
 #endif  // __CUDACC__

@@ -271,7 +271,7 @@ impl FixedMatrix {
             symbols: [0; 32],
             n_escapes: 0,
             int8_range: (0, 0),
-            scales: scales.iter().map(|&scale| RowScale::new(scale)).collect(),
+            scales: Vec::new(),
         };
         if is_int8 {
             let value = |&byte: &u8| byte as i8;
@@ -296,6 +296,7 @@ impl FixedMatrix {
         };
         let strip_bytes = (across * chunk_bytes).max(1);
         if format.is_dense() {
+            matrix.scales = scales.iter().map(|&scale| RowScale::new(scale)).collect();
             matrix.chunks.par_chunks_mut(strip_bytes).enumerate().for_each(|(tile, strip)| {
                 for (c, chunk) in strip.chunks_mut(chunk_bytes).enumerate() {
                     store_dense(format, &gather(tile, c), chunk);
@@ -304,13 +305,10 @@ impl FixedMatrix {
             return matrix;
         }
         let bits = format.code_bits();
-        let codes: Vec<RowCode> = match is_int8 {
-            true => scales.par_iter().map(|&scale| RowCode::new(scale, bits)).collect(),
-            false => Vec::new(),
-        };
-        if is_int8 {
-            matrix.scales = codes.iter().map(|code| code.scale).collect();
-        }
+        // None, but for INT8.
+        let codes: Vec<RowCode> =
+            scales.par_iter().map(|&scale| RowCode::new(scale, bits)).collect();
+        matrix.scales = codes.iter().map(|code| code.scale).collect();
         // Of an element in a row of a tile, `None` if it escapes.
         let code = |tile: usize, windows: &[u8; CHUNK_ROWS], row: usize, element: u16| {
             if is_int8 {
@@ -326,10 +324,8 @@ impl FixedMatrix {
                 let mut strip = Strip { windows: Vec::with_capacity(across), rare: [0; 256] };
                 for c in 0..across {
                     let elements = gather(tile, c);
-                    let windows = match is_int8 {
-                        true => [0; CHUNK_ROWS],
-                        false => choose_windows(format, &elements),
-                    };
+                    let windows =
+                        if is_int8 { [0; CHUNK_ROWS] } else { choose_windows(format, &elements) };
                     for (row, element) in inside(&elements) {
                         if code(tile, &windows, row, element).is_none() {
                             strip.rare[usize::from(format.key(element))] += 1;

@@ -35,6 +35,12 @@ impl RowScale {
         self.scale * self.factor
     }
 
+    /// As it lies in GPU memory, in words of 32 bits.
+    #[must_use]
+    pub const fn words(self) -> [u32; 3] {
+        [self.scale.to_bits(), self.factor.to_bits(), self.multipliers]
+    }
+
     /// For dense weights.
     pub(super) fn new(scale: f32) -> Self {
         // With a larger one all values are zero, or the product refuses them.
@@ -178,7 +184,7 @@ mod tests {
     #[test]
     fn codes_of_usual_scales_are_exact_but_for_few() {
         for bits in [4, 5, 6, 7] {
-            let (mut n_codes, mut n_exact) = (0, 0);
+            let (mut n_codes, mut n_exact, mut n_exact_rows) = (0, 0, 0);
             for scale in random_scales(-14, 4).take(4000) {
                 let row = RowCode::new(scale, bits);
                 let [high, low] =
@@ -195,7 +201,9 @@ mod tests {
                     n_exact += 1;
                 }
                 n_codes += (2 << (bits - 1)) - 1;
+                n_exact_rows += u32::from(row.exact.count_ones() == 1 << (bits - 1));
             }
+            assert!(n_exact_rows > 4000 / 100 * 98, "{bits} bits: {n_exact_rows} rows of 4000");
             assert!(n_exact * 500 > n_codes * 499, "{bits} bits: {n_exact} of {n_codes}");
         }
     }

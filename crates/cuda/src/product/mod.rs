@@ -103,10 +103,7 @@ impl Product {
                 check("scales", n_scales, if n_scales == 1 { 1 } else { matrix.rows })?;
             }
             check_range(matrix)?;
-            // As words: three a scale.
-            let scales: Vec<u32> = (matrix.scales.iter())
-                .flat_map(|s| [s.scale.to_bits(), s.factor.to_bits(), s.multipliers])
-                .collect();
+            let scales: Vec<u32> = matrix.scales.iter().flat_map(|s| s.words()).collect();
             chunks.extend_from_slice(&matrix.chunks);
             segments.push(Segment {
                 overflow: stream.upload(&matrix.overflow)?,

@@ -234,13 +234,8 @@ const FEW_TOKENS: [(&str, (usize, usize)); 3] =
 /// Which of them, if the GPU holds so many blocks of each. Their speeds where all blocks have work were measured on an
 /// H200: where decoding takes longest, it is worth much to read activations half as often.
 fn fastest(format: WeightFormat, n_tiles: usize, at_once: [usize; 3]) -> usize {
-    let speeds = match format {
-        WeightFormat::Int8x4
-        | WeightFormat::Int8x5
-        | WeightFormat::Int8x6
-        | WeightFormat::Int8x7 => [1.0, 1.1, 0.88],
-        _ => [1.0, 0.97, 0.97],
-    };
+    let is_fixed_int8 = format.dtype() == transom::Dtype::I8 && !format.is_dense();
+    let speeds = if is_fixed_int8 { [1.0, 1.1, 0.88] } else { [1.0, 0.97, 0.97] };
     let (mut best, mut most) = (0, 0.0);
     for (i, (_, (tiles, _))) in FEW_TOKENS.into_iter().enumerate() {
         let score = speeds[i] * fill(n_tiles / tiles, at_once[i]);

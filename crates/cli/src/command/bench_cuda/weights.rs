@@ -61,6 +61,11 @@ impl Source {
         }
     }
 
+    /// Of INT8 weights one, of others none.
+    fn scales(&self) -> Vec<f32> {
+        scale(self.dtype()).unwrap_or_default()
+    }
+
     /// What a library multiplies with: BF16, or FP16 (dequantised INT8).
     pub(super) fn dense(&self) -> Vec<u16> {
         let part: Vec<u16> = match self.dtype {
@@ -80,9 +85,9 @@ impl Source {
 
     /// In the smallest fixed-rate code.
     fn fixed(&self) -> (FixedMatrix, f64) {
-        let (dtype, scales) = (self.dtype(), scale(self.dtype()).unwrap_or_default());
+        let (rows, scales) = (self.part_rows(), self.scales());
         let (format, places) =
-            FixedMatrix::choose(dtype, self.part_rows(), self.cols, &self.part, &scales);
+            FixedMatrix::choose(self.dtype(), rows, self.cols, &self.part, &scales);
         self.encode(format, places)
     }
 
@@ -100,7 +105,7 @@ impl Source {
 
     /// With bits a weight, as if the overflow were not shared by the repetitions.
     fn encode(&self, format: WeightFormat, places: usize) -> (FixedMatrix, f64) {
-        let (rows, scales) = (self.part_rows(), scale(self.dtype()).unwrap_or_default());
+        let (rows, scales) = (self.part_rows(), self.scales());
         let part = FixedMatrix::encode(format, places, rows, self.cols, &self.part, &scales);
         (bench::repeat(&part, self.times), part.bits_per_weight())
     }
@@ -346,7 +351,7 @@ mod tests {
             let record = Record::read(&packed, 0, packed.len() as u64).unwrap();
             assert_eq!(record.to_vec(&packed, Isa::best()).unwrap_or_default(), bytes);
             let encode = |format, places| {
-                let scales = scale(source.dtype()).unwrap_or_default();
+                let scales = source.scales();
                 FixedMatrix::encode(format, places, source.rows, source.cols, &bytes, &scales)
             };
             let (twin, twin_bits) = source.twin();
