@@ -86,8 +86,9 @@ products() {
     fi
 }
 prefill() {
-    bench prefill matmul --device cuda --shapes "$layers" --batch 512,2048,8192 --layouts fixed,rans
-    bench prefill-int8 matmul --device cuda --shapes "$layers" --batch 512,2048,8192 --layouts fixed --dtype int8
+    bench prefill matmul --device cuda --shapes llama-8b,llama-70b --batch 512,2048,8192 --layouts dense,fixed
+    bench prefill-int8 matmul --device cuda --shapes "$layers" --batch 512,2048,8192 --layouts dense,fixed --dtype int8
+    bench prefill-ahead matmul --device cuda --shapes "$layers" --batch 512,2048,8192 --layouts fixed,rans --ahead
 }
 
 {

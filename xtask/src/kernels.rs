@@ -23,11 +23,14 @@ const BUDGETS: &[Budget] = &[
     Budget { prefix: "rans_product", registers: 128, matrix: true },
     Budget { prefix: "rans_", registers: 128, matrix: false },
     Budget { prefix: "product_", registers: 128, matrix: true },
+    Budget { prefix: "prefill_", registers: 168, matrix: true },
 ];
 
 /// The first architecture that has the copies products are made of; on older
 /// ones their kernels are empty, and the host refuses them.
 const FIRST_WITH_PRODUCTS: u32 = 90;
+/// Kernels that only one architecture has the instructions for.
+const ONLY_MEASURED: &str = "prefill_";
 
 struct Budget {
     /// Of the kernel's name.
@@ -78,15 +81,20 @@ pub fn run(scope: Scope) -> Result<(), Failure> {
     for ((arch, _), kernels) in jobs.iter().zip(checked) {
         for (name, kernel) in kernels? {
             println!("{arch:<8} {name:<40} {:>9} {:>8}", kernel.registers, kernel.n_matrix);
-            let found = kernel.complaints(&name, has_products(arch));
+            let found = kernel.complaints(&name, has_matrix(&name, arch));
             complaints.extend(found.map(|what| format!("{arch}: {name}: {what}")));
         }
     }
     if complaints.is_empty() { Ok(()) } else { Err(complaints.join("\n")) }
 }
 
-fn has_products(arch: &str) -> bool {
-    arch.trim_end_matches('a').parse().is_ok_and(|number: u32| number >= FIRST_WITH_PRODUCTS)
+/// Whether a kernel that multiplies is more than empty on that architecture.
+fn has_matrix(name: &str, arch: &str) -> bool {
+    let is_new = |number: u32| number >= FIRST_WITH_PRODUCTS;
+    match name.starts_with(ONLY_MEASURED) {
+        true => arch == MEASURED,
+        false => arch.trim_end_matches('a').parse().is_ok_and(is_new),
+    }
 }
 
 /// Results in the order of `items`; one thread a processor.
@@ -116,12 +124,14 @@ struct Kernel {
     registers: u32,
     /// Matrix instructions.
     n_matrix: usize,
+    /// Those that end a group of them, which go on together while other work is done.
+    n_groups: usize,
     /// Loads from and stores to local memory in innermost loops.
     n_local: usize,
 }
 
 impl Kernel {
-    fn complaints(&self, name: &str, has_products: bool) -> impl Iterator<Item = String> {
+    fn complaints(&self, name: &str, has_matrix: bool) -> impl Iterator<Item = String> {
         let mut complaints = Vec::new();
         match BUDGETS.iter().find(|budget| name.starts_with(budget.prefix)) {
             None => complaints.push("no line of BUDGETS in xtask/src/kernels.rs fits".to_owned()),
@@ -130,10 +140,13 @@ impl Kernel {
                     let (found, allowed) = (self.registers, budget.registers);
                     complaints.push(format!("{found} registers, expected at most {allowed}"));
                 }
-                if budget.matrix && has_products && self.n_matrix == 0 {
+                if budget.matrix && has_matrix && self.n_matrix == 0 {
                     complaints.push("no matrix instruction (HMMA, HGMMA)".to_owned());
                 }
             }
+        }
+        if self.n_groups > 0 && self.n_groups == self.n_matrix {
+            complaints.push("wgmma instructions wait for each other, expected groups".to_owned());
         }
         if self.n_local > 0 {
             complaints.push(format!(
@@ -218,7 +231,11 @@ fn parse_function(text: &str) -> Kernel {
         let mut words = code.split_whitespace().skip_while(|word| word.starts_with('@'));
         match words.next().unwrap_or_default().split('.').next().unwrap_or_default() {
             "LDL" | "STL" => local.push(address),
-            "HMMA" | "HGMMA" => kernel.n_matrix += 1,
+            "HMMA" => kernel.n_matrix += 1,
+            "HGMMA" => {
+                kernel.n_matrix += 1;
+                kernel.n_groups += usize::from(code.contains("gsb0"));
+            }
             "BRA" => {
                 let target = words.last().and_then(|word| word.strip_prefix("0x"));
                 let target = target.and_then(|digits| u64::from_str_radix(digits, 16).ok());
@@ -271,16 +288,17 @@ mod tests {
     #[test]
     fn the_listings_of_cuobjdump_are_read() {
         let kernels = parse(SASS, USAGE);
-        let expected = Kernel { registers: 200, n_matrix: 1, n_local: 1 };
+        let expected = Kernel { registers: 200, n_matrix: 1, n_groups: 0, n_local: 1 };
         assert_eq!(kernels["fixed_product_a"], expected);
-        assert_eq!(kernels["probe_xor"], Kernel { registers: 16, n_matrix: 0, n_local: 0 });
+        let expected = Kernel { registers: 16, ..Kernel::default() };
+        assert_eq!(kernels["probe_xor"], expected);
     }
 
     #[test]
     fn kernels_out_of_budget_are_refused() {
         let complaints = |name: &str, registers, n_matrix, n_local, arch| {
-            let kernel = Kernel { registers, n_matrix, n_local };
-            kernel.complaints(name, has_products(arch)).count()
+            let kernel = Kernel { registers, n_matrix, n_local, n_groups: 0 };
+            kernel.complaints(name, has_matrix(name, arch)).count()
         };
         assert_eq!(complaints("product_x", 128, 8, 0, "90a"), 0);
         assert_eq!(complaints("product_x", 255, 0, 3, "90a"), 3);
@@ -288,6 +306,11 @@ mod tests {
         assert_eq!(complaints("product_x", 128, 8, 1, "90a"), 1);
         assert_eq!(complaints("probe_x", 20, 0, 0, "90a"), 0);
         assert_eq!(complaints("unknown", 20, 0, 0, "90a"), 1);
+        assert_eq!(complaints("prefill_x", 168, 0, 0, "120"), 0);
+        assert_eq!(complaints("prefill_x", 168, 0, 0, "90a"), 1);
+        let kernel = |n_groups| Kernel { registers: 90, n_matrix: 8, n_groups, n_local: 0 };
+        assert_eq!(kernel(2).complaints("product_x", true).count(), 0);
+        assert_eq!(kernel(8).complaints("product_x", true).count(), 1);
     }
 
     #[test]

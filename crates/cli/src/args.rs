@@ -311,6 +311,9 @@ pub struct BenchMatmul {
     /// Products of one token of which each waits for the one before (GPU only)
     #[arg(long, conflicts_with = "batch")]
     pub chain: bool,
+    /// More than 64 tokens: decode weights ahead of a library's products instead of inside of products (GPU only)
+    #[arg(long, conflicts_with = "chain")]
+    pub ahead: bool,
     /// Take the BF16 weights of this checkpoint, packed or not, instead of synthetic ones (GPU only)
     #[arg(long, value_name = "PATH")]
     pub weights: Option<PathBuf>,

@@ -129,6 +129,14 @@ __device__ __forceinline__ uint32_t codes3(const uint32_t* words, int step) {
                     : (words[0] >> 3 & 0x11111111u) | (words[1] >> 2 & 0x22222222u) | (words[2] >> 1 & 0x44444444u);
 }
 
+/// Four of the eight bytes of `low` and `high`, by the lower four nibbles of the selector. Their top bits have to be clear:
+/// __byte_perm would spend an instruction on that.
+__device__ __forceinline__ uint32_t choose_bytes(uint32_t low, uint32_t high, uint32_t selector) {
+    uint32_t out;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(low), "r"(high), "r"(selector));
+    return out;
+}
+
 __device__ __forceinline__ void load3(const uint8_t* from, int half, int lane, uint32_t* words) {
     // Words 0 to 2 belong to the first half, 3 to 5 to the second, stored as three pairs.
     if (half == 0) {
@@ -212,8 +220,8 @@ __device__ __forceinline__ void keys_half(const uint8_t* chunk, int lane, uint32
 #pragma unroll
             for (int s = 0; s < 4; s++) {
                 const uint32_t codes = codes3(words, s);
-                e[2 * s] = __byte_perm(upper + 0x03020100u * kUnit, upper + 0x07060504u * kUnit, codes);
-                e[2 * s + 1] = __byte_perm(lower + 0x03020100u * kUnit, lower + 0x07060504u * kUnit, codes >> 16);
+                e[2 * s] = choose_bytes(upper + 0x03020100u * kUnit, upper + 0x07060504u * kUnit, codes);
+                e[2 * s + 1] = choose_bytes(lower + 0x03020100u * kUnit, lower + 0x07060504u * kUnit, codes >> 16);
             }
         } else {
             // Nibbles: word s holds step s, the low nibbles of its bytes the upper row.
@@ -238,8 +246,8 @@ __device__ __forceinline__ void join_half(const uint8_t* chunk, int lane, uint32
 #pragma unroll
         for (int s = 0; s < 4; s++) {
             const uint32_t codes = codes3(words, s);
-            e[2 * s] |= __byte_perm(0x03020100u, 0x83828180u, codes);
-            e[2 * s + 1] |= __byte_perm(0x03020100u, 0x83828180u, codes >> 16);
+            e[2 * s] |= choose_bytes(0x03020100u, 0x83828180u, codes);
+            e[2 * s + 1] |= choose_bytes(0x03020100u, 0x83828180u, codes >> 16);
         }
     }
 #pragma unroll

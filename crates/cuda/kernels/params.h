@@ -62,6 +62,18 @@ struct ProductParams {
     uint32_t patience;     // how often a block asks for the others before it hands over its share of the sums
 };
 
+/// A CUtensorMap of row-major activations: boxes of 64 columns, and of half of the tokens that a block has, swizzled by
+/// 128 bytes.
+struct alignas(64) TensorMap {
+    uint64_t words[16];
+};
+
+/// Of a product of more than 64 tokens. Of `product`, x, workspace, meetings, x_stride and what follows it are not used.
+struct PrefillParams {
+    ProductParams product;
+    TensorMap x;
+};
+
 /// Orders of activations.
 enum ActivationOrder : uint32_t {
     // Of the entropy-coded products: [ceil(tokens / 8)][4 * ceil(cols / 128)] units of 8 tokens x 32 columns, each the B
@@ -83,6 +95,7 @@ struct ActivationParams {
 
 static_assert(sizeof(Segment) == 32 && offsetof(Segment, end_tile) == 24, "mirrored in Rust");
 static_assert(sizeof(ProductParams) == 192 && offsetof(ProductParams, x) == 104 && offsetof(ProductParams, rows) == 144, "mirrored in Rust");
+static_assert(sizeof(PrefillParams) == 320 && offsetof(PrefillParams, x) == 192, "mirrored in Rust");
 static_assert(sizeof(ActivationParams) == 32, "mirrored in Rust");
 
 }  // namespace transom

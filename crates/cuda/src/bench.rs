@@ -17,7 +17,7 @@ use crate::error::{Result, of_rans};
 use crate::fixed::{Decoder, DeviceMatrix, FixedMatrix, Part};
 use crate::prefill::{self, Prefill};
 use crate::probe::Probe;
-use crate::product::Product;
+use crate::product::{INVARIANT_TOKENS, Product};
 use crate::rans::{Rans, RansMatrix};
 use crate::stream::{Event, Graph, Stream};
 
@@ -178,7 +178,7 @@ pub fn ceilings(stream: &Stream) -> Result<Ceilings> {
     })
 }
 
-/// Copies of a matrix in one layout, for products of up to 64 tokens.
+/// Copies of a matrix in one layout, for products; entropy-coded ones of up to 64 tokens.
 #[derive(Debug)]
 pub enum Weights<'a> {
     /// Dense in the order of chunks, or of a fixed rate.
@@ -245,7 +245,7 @@ pub struct ProductTimes {
     pub results: Vec<Vec<u16>>,
 }
 
-/// Times a product of up to 64 tokens in every layout and with cuBLAS, in turns.
+/// Times a product in every layout and with cuBLAS, in turns.
 /// `dense` are copies of the weights for cuBLAS, `x` the activations. What brings
 /// activations into the order of the kernels is part of the time.
 ///
@@ -264,7 +264,8 @@ pub fn products(
     let row_major = stream.upload(x)?;
     let new_y = || DeviceBuffer::<u16>::filled(device, shape.m * shape.n, 0xFF).map(RefCell::new);
     let y = new_y()?;
-    let (algorithm, _) = baseline.time(dense, &row_major, &mut y.borrow_mut(), Effort::FULL)?;
+    let effort = if shape.m > INVARIANT_TOKENS { Effort::LONG } else { Effort::FULL };
+    let (algorithm, _) = baseline.time(dense, &row_major, &mut y.borrow_mut(), effort)?;
     let outputs = layouts.iter().map(|_| new_y()).collect::<Result<Vec<_>>>()?;
     let mut jobs: Vec<Job<'_>> = Vec::new();
     let mut n_copies = vec![dense.len()];
@@ -277,7 +278,7 @@ pub fn products(
         jobs.push(Box::new(move |stream, i| multiply(stream, i, x, &mut y.borrow_mut())));
     }
     // SAFETY: buffers and kernels live beyond the call.
-    let mut timings = unsafe { interleaved(stream, &jobs, &n_copies, Effort::FULL) }?;
+    let mut timings = unsafe { interleaved(stream, &jobs, &n_copies, effort) }?;
     drop(jobs);
     let layouts = timings.split_off(1);
     let results = outputs.iter().map(|y| stream.download(&y.borrow()));

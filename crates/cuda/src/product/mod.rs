@@ -1,9 +1,11 @@
 //! Fused products: `y[tokens, rows] = x[tokens, cols] * W[rows, cols]^T + bias`
 //! with weights that are decoded inside the product (`kernels/product.cuh`).
 //!
-//! FP32 accumulation in an order that is a function of (rows, cols) only
-//! (`kernels/reduction.cuh`): every format, number of tokens and launch gives
-//! the same bits, and a token's result does not depend on the others.
+//! FP32 accumulation. Up to [`INVARIANT_TOKENS`] its order is a function of (rows,
+//! cols) only (`kernels/reduction.cuh`): every format, number of tokens and launch gives
+//! the same bits, and a token's result does not depend on the others. With more
+//! tokens it is a function of (rows, cols, tokens) and the GPU's number of multiprocessors: every format gives the same bits,
+//! dense weights as any other.
 
 use half::f16;
 
@@ -15,13 +17,15 @@ use crate::module::{Function, Launch};
 use crate::stream::Stream;
 
 pub(crate) mod params;
+mod prefill;
 mod shape;
 
 use params::ActivationOrder;
+use prefill::{Prefill, PrefillLaunch};
 use shape::{BATCH_TOKENS, Variants, Weights};
 
-/// Tokens that one product takes at most.
-pub const MAX_TOKENS: usize = 64;
+/// Up to so many tokens in a product, each has the result that it has alone.
+pub const INVARIANT_TOKENS: usize = 64;
 const MAX_SEGMENTS: usize = 3;
 /// How often a block asks whether the others are done before it leaves its share of the sums to the last of them:
 /// some tens of microseconds.
@@ -39,6 +43,7 @@ pub struct Product {
     segments: Vec<Segment>,
     bias: Option<DeviceBuffer<u16>>,
     variants: Variants,
+    prefill: Option<Prefill>,
     order_activations: Function,
 }
 
@@ -133,6 +138,7 @@ impl Product {
             segments,
             bias: bias.map(|bias| stream.upload(bias)).transpose()?,
             variants: Variants::new(device, weights)?,
+            prefill: Prefill::new(device, weights)?,
             order_activations: device.function("order_activations")?,
         })
     }
@@ -161,17 +167,25 @@ impl Product {
     ///
     /// Out of memory.
     pub fn scratch(&self, device: &Device, n_tokens: usize) -> Result<Scratch> {
-        let n_words = n_tokens.div_ceil(8) * self.cols.div_ceil(CHUNK_COLS) * 512;
         Ok(Scratch {
-            x: DeviceBuffer::new(device, n_words)?,
+            x: DeviceBuffer::new(device, self.scratch_words(n_tokens))?,
             workspace: DeviceBuffer::new(device, self.variants.workspace_floats())?,
             meetings: DeviceBuffer::new(device, self.variants.meeting_words())?,
         })
     }
 
+    /// Of activations in another order than row-major, or with rows of another length.
+    fn scratch_words(&self, n_tokens: usize) -> usize {
+        let n_few = n_tokens.min(INVARIANT_TOKENS);
+        let few = n_few.div_ceil(8) * self.cols.div_ceil(CHUNK_COLS) * 512;
+        let is_padded = !self.cols.is_multiple_of(8);
+        few.max(if is_padded { n_tokens * self.cols.div_ceil(8) * 4 } else { 0 })
+    }
+
     /// `y = x * W^T + bias`: `x` is `[n_tokens][cols]`, `y` `[n_tokens][rows]`, of
-    /// BF16 for BF16 weights and otherwise FP16; 1 to 64 tokens. Reads the
-    /// weights once. More than 16 tokens, or columns that are no multiple of 8, take two launches, of
+    /// BF16 for BF16 weights and otherwise FP16. Up to 64 tokens it reads the
+    /// weights once; with more, once for every 128 or 256, as long as the GPU has compute capability 9.0, otherwise for every 64.
+    /// 17 to 64 tokens, or columns that are no multiple of 8, take two launches, of
     /// which the second loads weights before the first is done.
     ///
     /// # Errors
@@ -185,14 +199,37 @@ impl Product {
         n_tokens: usize,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        check("tokens", n_tokens, n_tokens.clamp(1, MAX_TOKENS))?;
+        check("tokens", n_tokens, n_tokens.clamp(1, u32::MAX as usize))?;
         check("activations", x.len(), n_tokens * self.cols)?;
         check("results", y.len(), n_tokens * self.rows)?;
-        let n_words = n_tokens.div_ceil(8) * self.cols.div_ceil(CHUNK_COLS) * 512;
+        let n_words = self.scratch_words(n_tokens);
         check("scratch", scratch.x.len(), scratch.x.len().max(n_words))?;
         if n_words == 0 || self.rows == 0 {
             return Ok(());
         }
+        if n_tokens > INVARIANT_TOKENS
+            && let Some(with) = self.prefill.as_ref().and_then(|prefill| prefill.choose(n_tokens))
+        {
+            return self.run_many(stream, x.address(), y.address(), n_tokens, scratch, &with);
+        }
+        for first in (0..n_tokens).step_by(INVARIANT_TOKENS) {
+            let x = x.address() + 2 * (first * self.cols) as u64;
+            let y = y.address() + 2 * (first * self.rows) as u64;
+            let n_tokens = INVARIANT_TOKENS.min(n_tokens - first);
+            self.run_few(stream, x, y, n_tokens, scratch)?;
+        }
+        Ok(())
+    }
+
+    /// Up to 64 tokens. Expects that lengths fit.
+    fn run_few(
+        &self,
+        stream: &Stream,
+        x: u64,
+        y: u64,
+        n_tokens: usize,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
         let variant = self.variants.choose(n_tokens);
         let floats = variant.workspace_floats;
         check("workspace", scratch.workspace.len(), scratch.workspace.len().max(floats))?;
@@ -207,6 +244,51 @@ impl Product {
         if let Some(order) = order {
             self.order_activations(stream, x, n_tokens, order, scratch)?;
         }
+        let params = params::Product {
+            x: order.map_or(x, |_| scratch.x.address()),
+            workspace: scratch.workspace.address(),
+            meetings: scratch.meetings.address(),
+            x_stride: x_stride as u32,
+            strips: variant.shape.strips as u32,
+            parts: variant.shape.parts as u32,
+            slots: variant.slots as u32,
+            part_share: 65_536_u32.div_ceil(variant.shape.parts as u32),
+            patience: PATIENCE,
+            ..self.params(y, n_tokens)
+        };
+        // SAFETY: the segments hold what `FixedMatrix` describes, the lengths of the
+        // others were checked above, and freeing a buffer waits for the kernel.
+        unsafe { variant.function.launch(stream, variant.launch, &params) }
+    }
+
+    /// More than 64 tokens. Expects that lengths fit.
+    fn run_many(
+        &self,
+        stream: &Stream,
+        x: u64,
+        y: u64,
+        n_tokens: usize,
+        scratch: &mut Scratch,
+        with: &PrefillLaunch<'_>,
+    ) -> Result<()> {
+        let stride = self.cols.next_multiple_of(8);
+        let mut from = x;
+        if stride != self.cols {
+            self.order_activations(stream, x, n_tokens, ActivationOrder::Rows, scratch)?;
+            from = scratch.x.address();
+        }
+        let half = self.format.twin() != WeightFormat::DenseBf16;
+        let sides = [n_tokens, self.cols, stride];
+        let params = params::Prefill {
+            product: self.params(y, n_tokens),
+            x: prefill::tensor_map(from, sides, with.box_tokens, half)?,
+        };
+        // SAFETY: as in `run_few`.
+        unsafe { with.function.launch(stream, with.launch, &params) }
+    }
+
+    /// What products of any number of tokens are told.
+    fn params(&self, y: u64, n_tokens: usize) -> params::Product {
         let mut segments = [params::Segment::default(); MAX_SEGMENTS];
         for (params, segment) in segments.iter_mut().zip(&self.segments) {
             *params = params::Segment {
@@ -217,37 +299,26 @@ impl Product {
                 scale_step: segment.scale_step,
             };
         }
-        let params = params::Product {
+        params::Product {
             segments,
             chunks: self.chunks.address(),
-            x: order.map_or(x.address(), |_| scratch.x.address()),
-            y: y.address(),
+            y,
             bias: self.bias.as_ref().map_or(0, DeviceBuffer::address),
-            workspace: scratch.workspace.address(),
-            meetings: scratch.meetings.address(),
             rows: self.rows as u32,
             cols: self.cols as u32,
             tokens: n_tokens as u32,
             n_segments: self.segments.len() as u32,
             n_tiles: self.rows.div_ceil(CHUNK_ROWS) as u32,
             chunk_bytes: self.chunk_bytes as u32,
-            x_stride: x_stride as u32,
-            strips: variant.shape.strips as u32,
-            parts: variant.shape.parts as u32,
-            slots: variant.slots as u32,
-            part_share: 65_536_u32.div_ceil(variant.shape.parts as u32),
-            patience: PATIENCE,
-        };
-        // SAFETY: the segments hold what `FixedMatrix` describes, the lengths of the
-        // others were checked above, and freeing a buffer waits for the kernel.
-        unsafe { variant.function.launch(stream, variant.launch, &params) }
+            ..params::Product::default()
+        }
     }
 
     /// Puts row-major activations into `scratch` in another order. Expects that they fit.
     fn order_activations(
         &self,
         stream: &Stream,
-        x: &DeviceBuffer<u16>,
+        x: u64,
         n_tokens: usize,
         order: ActivationOrder,
         scratch: &mut Scratch,
@@ -257,7 +328,7 @@ impl Product {
             _ => n_tokens.div_ceil(8) * self.cols.div_ceil(CHUNK_COLS) * 128,
         };
         let params = params::Activations {
-            x: x.address(),
+            x,
             out: scratch.x.address(),
             cols: self.cols as u32,
             tokens: n_tokens as u32,

@@ -14,7 +14,7 @@ pub(super) struct Segment {
 }
 
 /// `transom::ProductParams`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
 pub(super) struct Product {
     pub segments: [Segment; MAX_SEGMENTS],
@@ -36,6 +36,19 @@ pub(super) struct Product {
     pub slots: u32,
     pub part_share: u32,
     pub patience: u32,
+}
+
+/// `transom::TensorMap`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct TensorMap(pub [u64; 16]);
+
+/// `transom::PrefillParams`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(super) struct Prefill {
+    pub product: Product,
+    pub x: TensorMap,
 }
 
 /// `transom::ActivationOrder`.
@@ -65,4 +78,6 @@ const _: () = assert!(std::mem::offset_of!(Segment, end_tile) == 24);
 const _: () = assert!(size_of::<Product>() == 192);
 const _: () = assert!(std::mem::offset_of!(Product, x) == 104);
 const _: () = assert!(std::mem::offset_of!(Product, rows) == 144);
+const _: () = assert!(size_of::<Prefill>() == 320);
+const _: () = assert!(std::mem::offset_of!(Prefill, x) == 192);
 const _: () = assert!(size_of::<Activations>() == 32);

@@ -180,7 +180,7 @@ fn batch_shape(
     best.map(|(_, shape)| shape)
 }
 
-/// The kernels for one matrix.
+/// The kernels for one matrix and up to 64 tokens.
 #[derive(Debug)]
 pub(super) struct Variants {
     m8: Variant,

@@ -318,7 +318,7 @@ fn errors_are_no_larger_than_those_of_cublas() {
             bytes.as_chunks::<2>().0.iter().map(|&pair| u16::from_le_bytes(pair)).collect();
         let dense = gpu.stream.upload(&words).unwrap();
         let ours = product(&gpu, format, (rows, cols), &bytes, &[], None);
-        for m in [1, 16, 64] {
+        for m in [1, 16, 64, 640] {
             let x = activations(format, m * cols, &mut random);
             let dot = |(token, row): (usize, usize)| -> f64 {
                 let pairs = words[row * cols..].iter().zip(&x[token * cols..][..cols]);

@@ -123,6 +123,74 @@ fn fused_products_equal_their_twins() {
     }
 }
 
+/// Shapes and numbers of tokens that are multiplied 128 or 256 at a time: fused products give what their twins give, and a
+/// token the result that it has with fewer others.
+fn many_tokens(gpu: &Gpu, cases: &[(usize, usize, &[usize])]) {
+    let mut random = Random::fresh();
+    for &(rows, cols, batches) in cases {
+        let most = *batches.iter().max().expect("there are batches");
+        for format in WeightFormat::ALL.into_iter().filter(|format| !format.is_dense()) {
+            for spread in [0, 2, 40, 100] {
+                let bytes = weights(format, rows * cols, spread, &mut random);
+                let scale = |row: usize| [0.003, 0.04, 0.5, 0.0007][row % 4];
+                let scales: Vec<f32> = (0..rows).map(scale).collect();
+                let bias = activations(format, rows, &mut random);
+                let bias = (spread == 2).then_some(&bias[..]);
+                let new = |format| product(gpu, format, (rows, cols), &bytes, &scales, bias);
+                let (fused, twin) = (new(format), new(format.twin()));
+                let x = activations(format, most * cols, &mut random);
+                let expected = run(gpu, &twin, &x);
+                for &n_tokens in batches {
+                    for product in [&fused, &twin] {
+                        let first = most - n_tokens;
+                        let found = run(gpu, product, &x[first * cols..]);
+                        assert!(
+                            found == expected[first * rows..],
+                            "{:?} {rows}x{cols}, {spread} % escapes, {n_tokens} tokens",
+                            product.format()
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn many_tokens_of_small_products() {
+    let Some(gpu) = Gpu::open() else { return };
+    many_tokens(&gpu, &[(33, 264, &[600, 300]), (272, 129, &[513])]);
+}
+
+#[test]
+fn many_tokens_equal_their_twins() {
+    let Some(gpu) = Gpu::open() else { return };
+    let cases: [(usize, usize, &[usize]); 6] = [
+        (1, 1, &[400, 300]),
+        (127, 4097, &[1500, 1100]),
+        (4097, 129, &[1025, 700, 256]),
+        (272, 2000, &[1280, 640]),
+        (2100, 520, &[1000, 999]),
+        (4096, 1024, &[2048, 512]),
+    ];
+    many_tokens(&gpu, &cases);
+}
+
+/// Fewer than are worth the kernel for many: 64 at a time.
+#[test]
+fn somewhat_more_than_64_tokens_are_several_products() {
+    let Some(gpu) = Gpu::open() else { return };
+    let mut random = Random::fresh();
+    let (rows, cols) = (272, 2001);
+    for format in [WeightFormat::Bf16x3, WeightFormat::Int8x6] {
+        let bytes = weights(format, rows * cols, 2, &mut random);
+        let product = product(&gpu, format, (rows, cols), &bytes, &vec![0.01; rows], None);
+        let x = activations(format, 130 * cols, &mut random);
+        let parts = x.chunks(64 * cols).flat_map(|x| run(&gpu, &product, x));
+        assert!(run(&gpu, &product, &x) == parts.collect::<Vec<_>>(), "{format:?}");
+    }
+}
+
 #[test]
 fn the_twin_computes_the_product() {
     let Some(gpu) = Gpu::open() else { return };
@@ -158,7 +226,7 @@ fn two_hundred_runs_are_identical() {
     let (rows, cols) = (4096, 4096);
     let bytes = weights(WeightFormat::Bf16x3, rows * cols, 2, &mut random);
     let product = product(&gpu, WeightFormat::Bf16x3, (rows, cols), &bytes, &[], None);
-    for n_tokens in [1, 16, 64] {
+    for n_tokens in [1, 16, 64, 512] {
         let x = activations(WeightFormat::Bf16x3, n_tokens * cols, &mut random);
         let expected = run(&gpu, &product, &x);
         for _ in 0..200 {

@@ -4,7 +4,7 @@ use transom::layout::Layout;
 use transom_cuda::DeviceBuffer;
 use transom_cuda::bench::{self, ProductTimes, Timing};
 use transom_cuda::cublas::{Algorithm, Cublas, Half, Product, Shape};
-use transom_cuda::product::MAX_TOKENS;
+use transom_cuda::product::INVARIANT_TOKENS;
 use transom_cuda::rans::Rans;
 
 use super::report::{self, Gpu, Line};
@@ -36,8 +36,9 @@ pub(crate) fn matmul(args: &BenchMatmul) -> anyhow::Result<Outcome> {
     let cublas = Cublas::new(&gpu.stream)?;
     let rans = Rans::new(&gpu.device)?;
     let shapes: Vec<(usize, usize)> = args.shapes.iter().flat_map(|s| s.0.clone()).collect();
-    let (few, many): (Vec<usize>, Vec<usize>) =
-        args.batch.iter().partition(|&&batch| batch <= MAX_TOKENS);
+    let is_ahead = |batch: &usize| args.ahead && *batch > INVARIANT_TOKENS;
+    let (many, few): (Vec<usize>, Vec<usize>) =
+        args.batch.iter().partition(|batch| is_ahead(batch));
     let mut results = Vec::new();
     for &dtype in &args.dtype {
         for &sides in &shapes {
@@ -164,13 +165,13 @@ impl Bench<'_> {
         &self,
         op: &'static str,
         batch: usize,
-        subjects: &[Subject<T>],
+        subjects: &[&Subject<T>],
         timings: &[Timing],
         cublas_us: f64,
     ) -> Vec<Line> {
         let dense = subjects.iter().position(|subject| subject.layout == LayoutName::Dense);
         let times = [dense.map(|at| timings[at].median()), Some(cublas_us)];
-        let line = |(subject, timing): (&Subject<T>, &Timing)| {
+        let line = |(subject, timing): (&&Subject<T>, &Timing)| {
             let layout = Layout::from(subject.layout).name();
             self.line(op, batch, layout, subject.bits_per_weight, timing, times)
         };
@@ -183,12 +184,16 @@ impl Bench<'_> {
         batch: usize,
     ) -> anyhow::Result<Vec<Line>> {
         let (product, x) = self.product(batch)?;
+        let takes = |subject: &&Subject<bench::Weights<'_>>| {
+            batch <= INVARIANT_TOKENS || subject.layout != LayoutName::Rans
+        };
+        let subjects: Vec<_> = subjects.iter().filter(takes).collect();
         let weights: Vec<_> = subjects.iter().map(|subject| &subject.weights).collect();
         let stream = &self.gpu.stream;
         let ProductTimes { cublas: (algorithm, baseline), layouts, results } =
             bench::products(stream, &product, &self.dense, &weights, &x)?;
         let mut lines = vec![self.baseline("product", batch, &algorithm, &baseline)];
-        let others = self.layouts("product", batch, subjects, &layouts, baseline.median());
+        let others = self.layouts("product", batch, &subjects, &layouts, baseline.median());
         // The twin's weights are the original bytes; without it, the first layout decides.
         let dense = subjects.iter().position(|subject| subject.layout == LayoutName::Dense);
         let expected = results.get(dense.unwrap_or(0));
@@ -207,7 +212,8 @@ impl Bench<'_> {
         let (algorithm, timings) =
             bench::chain(&self.gpu.stream, &product, &self.dense, &weights, &x)?;
         let mut lines = vec![self.baseline("chain", 1, &algorithm, &timings[0])];
-        lines.extend(self.layouts("chain", 1, subjects, &timings[1..], timings[0].median()));
+        let subjects: Vec<_> = subjects.iter().collect();
+        lines.extend(self.layouts("chain", 1, &subjects, &timings[1..], timings[0].median()));
         Ok(lines)
     }
 
@@ -222,7 +228,8 @@ impl Bench<'_> {
             bench::prefill(self.cublas, &product, &self.dense, &encoded, &x)?;
         let mut lines = vec![self.baseline("prefill", batch, &algorithm, &baseline)];
         let timings: Vec<Timing> = found.iter().map(|found| found.timing.clone()).collect();
-        let others = self.layouts("prefill", batch, subjects, &timings, baseline.median());
+        let subjects: Vec<_> = subjects.iter().collect();
+        let others = self.layouts("prefill", batch, &subjects, &timings, baseline.median());
         lines.extend(others.into_iter().zip(found).map(|(line, found)| {
             let limit = if found.limited { "limited " } else { "" };
             let (sms, name) = (found.decoding_sms, found.algorithm.name());
