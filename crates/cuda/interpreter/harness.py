@@ -53,10 +53,10 @@ class Run:
         self.memory = Memory(n_bytes)
         self.machine = Machine(self.memory, rng, check_races)
 
-    def launch(self, name, grid, n_threads, n_shared, params, together=1):
+    def launch(self, name, grid, n_threads, n_shared, params, together=1, cluster=1):
         self.harness.launched.add(name)
         kernel = self.harness.kernels[name]
-        self.machine.launch(kernel, grid, n_threads, n_shared, params, together)
+        self.machine.launch(kernel, grid, n_threads, n_shared, params, together, cluster)
 
     def read_written(self, address, shape, dtype):
         """A result, of which every byte has to be written."""

@@ -1,7 +1,7 @@
 """Executes PTX: warps are coroutines, the 32 lanes of a register a numpy array.
 
-What a kernel may not rely on is chosen at random: the order of the warps of a
-cluster, and when bulk copies arrive. Accesses out of bounds, reads of global
+What a kernel may not rely on is chosen at random: the order of the warps of
+blocks that run together, and when bulk copies arrive. Accesses out of bounds, reads of global
 memory that nobody wrote, deadlocks, and synchronisation that not all lanes
 reach are errors.
 """
@@ -20,6 +20,8 @@ POISON_SHARED = 0xCD
 POISON_GLOBAL = 0xAA
 # Where dynamic shared memory begins; below it nothing may be accessed.
 SHARED_BASE = 1024
+# Where the rank of a block in its cluster, plus one, stands in shared addresses of the cluster.
+CLUSTER_SHIFT = 24
 BYTES = {"8": 1, "16": 2, "32": 4, "64": 8}
 
 
@@ -93,7 +95,9 @@ class Block:
         self.params = params
         self.shared = np.full(SHARED_BASE + n_shared, POISON_SHARED, np.uint8)
         self.barriers = {}
-        # Bulk copies on their way: (to, from, bytes, barrier).
+        # Blocks of the same cluster, by rank.
+        self.cluster = [self]
+        # Bulk copies on their way: (to, global address or the bytes themselves, how many, barrier).
         self.copies = []
         # Number of bar.sync so far; see RaceCheck.
         self.n_syncs = 0
@@ -144,8 +148,8 @@ class Machine:
         self.memory, self.rng = memory, rng
         self.check_races = check_races
 
-    def launch(self, kernel, grid, n_threads, n_shared, params, together=1):
-        """`grid`: blocks in x and y; `together`: blocks in x that run at the same time."""
+    def launch(self, kernel, grid, n_threads, n_shared, params, together=1, cluster=1):
+        """`grid`: blocks in x and y; `together`: blocks in x that run at the same time; `cluster`: those of a cluster."""
         if kernel.handlers is None:
             kernel.handlers = [find_handler(i) for i in kernel.code]
         for y in range(grid[1]):
@@ -154,6 +158,9 @@ class Machine:
                     Block((x + i, y), grid, n_threads, n_shared, params)
                     for i in range(together)
                 ]
+                for i, block in enumerate(blocks):
+                    first = i // cluster * cluster
+                    block.cluster = blocks[first : first + cluster]
                 try:
                     self._run_together(kernel, blocks)
                 except KernelError as error:
@@ -196,7 +203,9 @@ class Machine:
             self.rng.integers(len(block.copies))
         )
         memory = self.memory
-        block.shared[to : to + n_bytes] = memory.data[source : source + n_bytes]
+        if not isinstance(source, np.ndarray):
+            source = memory.data[source : source + n_bytes]
+        block.shared[to : to + n_bytes] = source
         barrier.update(0, -n_bytes)
         return True
 
@@ -205,6 +214,8 @@ class Machine:
         groups = {}
         for warp in warps:
             groups.setdefault(("block", warp.block.index), []).append(warp)
+            first = warp.block.cluster[0].index
+            groups.setdefault(("cluster", first), []).append(warp)
             name = ("warpgroup", warp.block.index, warp.number // 4)
             groups.setdefault(name, []).append(warp)
         released = False
@@ -223,7 +234,7 @@ class Machine:
 
 class Warp:
     """32 threads. `state`: "ready", "polling", "ended", or what it waits for:
-    all warps of its "block" or its "warpgroup"."""
+    all warps of its "block", its "cluster" or its "warpgroup"."""
 
     def __init__(self, machine, kernel, block, number, races):
         self.machine, self.kernel, self.block = machine, kernel, block
@@ -265,8 +276,8 @@ class Warp:
             self.kernel.labels,
         )
         # Lanes that stand at an instruction. Those furthest back go first, so
-        # that lanes that parted meet again.
-        standing = {0: ALL_LANES}
+        # that lanes that parted meet again; at a bar.warp.sync they wait for all.
+        standing, waiting = {0: ALL_LANES}, {}
 
         def add(at, lanes):
             if at < len(code) and lanes.any():
@@ -281,6 +292,11 @@ class Warp:
                     guard = self.registers[instruction.guard]
                     active = lanes & (~guard if instruction.negated else guard)
                 operation = instruction.parts[0]
+                if operation == "bar" and "warp" in instruction.parts:
+                    active = lanes = lanes | waiting.pop(at, ~ALL_LANES)
+                    if not lanes.all() and standing:
+                        waiting[at] = lanes
+                        break
                 if operation == "bra":
                     add(labels[instruction.operands[0].name], active)
                     add(at + 1, lanes & ~active)
@@ -296,6 +312,7 @@ class Warp:
                 if standing and min(standing) <= at:
                     add(at, lanes)
                     break
+        need(not waiting, "not all lanes reach a bar.warp.sync")
 
     def value(self, operand):
         """Bits of a register or constant, in 64 of each lane; of a predicate, bools."""
@@ -443,7 +460,7 @@ def multiply_add_pairs(warp, instruction, active):
     warp.set(to, result, active)
 
 
-@operation("cvta", "to global u64")
+@operation("cvta", "to global param u64")
 def convert_address(warp, instruction, active):
     to, source = instruction.operands
     warp.set(to, warp.value(source), active)
@@ -454,7 +471,7 @@ def _type_bytes(name):
 
 
 MEMORY_MODIFIERS = (
-    "acquire gpu global shared nc cg cs L1::no_allocate v2 v4 u8 u16 u32 u64 b8 b16 b32 b64 f32"
+    "acquire release gpu global shared nc cg cs L1::no_allocate v2 v4 u8 u16 u32 u64 b8 b16 b32 b64 f32"
 )
 
 
@@ -493,6 +510,8 @@ def load(warp, instruction, active):
         value = np.zeros(WARP, np.uint64)
         value[active] = padded.view(np.uint64)[:, 0]
         warp.set(item, value, active)
+    # It may ask again and again: others go on meanwhile.
+    return "ready" if "acquire" in instruction.parts else None
 
 
 @operation("st", MEMORY_MODIFIERS)
@@ -538,6 +557,8 @@ def atomic(warp, instruction, active):
 @operation("fence", "mbarrier_init release cluster acq_rel gpu")
 @operation("membar", "gl")
 @operation("wgmma", "fence sync aligned")
+@operation("setmaxnreg", "inc dec sync aligned u32")
+@operation("barrier", "cluster arrive release aligned")
 def nothing(_warp, _instruction, _active):
     """Of no effect here: kernels run one after another, memory has one order."""
 
@@ -549,6 +570,32 @@ def synchronise_warp(warp, instruction, active):
         warp.n_syncs += 1
         return None
     return "block"
+
+
+@operation("barrier", "cluster wait acquire aligned")
+def synchronise_cluster(_warp, instruction, active):
+    _need_all(active, instruction)
+    return "cluster"
+
+
+@operation("mapa", "shared::cluster u32")
+def map_address(warp, instruction, active):
+    to, source, rank = instruction.operands
+    address = warp.value(source) & np.uint64((1 << CLUSTER_SHIFT) - 1)
+    rank = (warp.value(rank) & np.uint64(0xFFFF_FFFF)) + np.uint64(1)
+    warp.set(to, address | rank << np.uint64(CLUSTER_SHIFT), active)
+
+
+@operation("mbarrier", "arrive shared::cluster b64")
+def barrier_arrive_at(warp, instruction, active):
+    address = warp.address(instruction.operands[1])
+    for lane in _lanes_of(active):
+        at = int(address[lane]) & 0xFFFF_FFFF
+        rank = (at >> CLUSTER_SHIFT) - 1
+        inside = 0 <= rank < len(warp.block.cluster)
+        need(inside, f"no such block in the cluster: `{instruction.text}`")
+        block = warp.block.cluster[rank]
+        block.barrier(at & (1 << CLUSTER_SHIFT) - 1).update(1, 0)
 
 
 @operation("mbarrier", "init shared::cta b64")
@@ -612,6 +659,50 @@ def copy_bulk(warp, instruction, active):
         block.shared[start : start + n] = POISON_SHARED
         at = block.barrier(int(barrier[lane]) & 0xFFFF_FFFF)
         block.copies.append((start, first, n, at))
+
+
+def _swizzled_box(memory, words, col, token, text):
+    """128 bytes of each token of a box, as a swizzle of 128 bytes has them; zeros beyond the tensor.
+
+    `words` of a tensor map are of our own: address, tokens, columns and elements from a token to the next, tokens of a box.
+    """
+    address, tokens, cols, stride, box = (int(word) for word in words[:5])
+    data = np.zeros((box, 8, 16), np.uint8)
+    n_cols = min(64, cols - col)
+    for i in range(min(box, tokens - token) if n_cols > 0 else 0):
+        first = address + 2 * ((token + i) * stride + col)
+        need(memory.is_written(first, 2 * n_cols), f"read before written: `{text}`")
+        row = np.zeros(128, np.uint8)
+        row[: 2 * n_cols] = memory.data[first : first + 2 * n_cols]
+        data[i, np.arange(8) ^ i % 8] = row.reshape(8, 16)
+    return data.reshape(-1)
+
+
+@operation(
+    "cp",
+    "async bulk tensor 2d shared::cluster global mbarrier::complete_tx::bytes multicast::cluster",
+)
+def copy_tensor(warp, instruction, active):
+    to, source, barrier, ranks = instruction.operands
+    place, (col, token) = source.items[0], source.items[1].items
+    text = instruction.text
+    for lane in _lanes_of(active):
+        start, at = (int(warp.address(o)[lane]) & 0xFFFF_FFFF for o in (to, barrier))
+        map_at = int(warp.value(place)[lane])
+        words = np.frombuffer(warp.block.params[map_at : map_at + 128], np.uint64)
+        where = (int(warp.value(o)[lane]) & 0xFFFF_FFFF for o in (col, token))
+        data = _swizzled_box(warp.machine.memory, words, *where, text)
+        need(start % 1024 == 0, f"misaligned: `{text}`")
+        for rank, block in enumerate(warp.block.cluster):
+            if int(warp.value(ranks)[lane]) >> rank & 1:
+                end = start + len(data)
+                inside = SHARED_BASE <= start and end <= len(block.shared)
+                need(inside, f"beyond shared memory: `{text}`")
+                for other, _, size, _ in block.copies:
+                    apart = other + size <= start or end <= other
+                    need(apart, f"two copies to one place: `{text}`")
+                block.shared[start:end] = POISON_SHARED
+                block.copies.append((start, data, len(data), block.barrier(at)))
 
 
 @operation("cp", "async ca cg shared global")
@@ -703,7 +794,7 @@ def reduce_max(warp, instruction, active):
     warp.set(instruction.operands[0], np.full(WARP, value.max()), active)
 
 
-@operation("stmatrix", "sync aligned m8n8 x4 shared b16")
+@operation("stmatrix", "sync aligned m8n8 x4 trans shared b16")
 def store_matrices(warp, instruction, active):
     _need_all(active, instruction)
     place, registers = instruction.operands
@@ -712,8 +803,10 @@ def store_matrices(warp, instruction, active):
         "shared", warp.address(place), 16, active, instruction, True
     )
     for i, register in enumerate(registers.items):
-        words = warp.value(register).astype(np.uint32)
-        data[index[8 * i : 8 * i + 8]] = words.view(np.uint8).reshape(8, 16)
+        rows = warp.value(register).astype(np.uint32).view(np.uint16).reshape(8, 8)
+        if "trans" in instruction.parts:
+            rows = np.ascontiguousarray(rows.T)
+        data[index[8 * i : 8 * i + 8]] = rows.view(np.uint8)
 
 
 @operation("mma", "sync aligned m16n8k16 row col f32 f16 bf16")
@@ -728,7 +821,8 @@ def multiply(warp, instruction, active):
 
 
 @operation(
-    "wgmma", "mma_async sync aligned m64n32k16 m64n64k16 f32 f16 bf16"
+    "wgmma",
+    "mma_async sync aligned m64n32k16 m64n64k16 m64n128k16 m64n256k16 f32 f16 bf16",
 )
 def multiply_async(warp, instruction, active):
     _need_all(active, instruction)

@@ -58,20 +58,25 @@ def multiply_fragments(a, b, c, dtype):
 
 
 def multiply_shared(a, shared, descriptor, d, dtype):
-    """A warp's 16 rows of wgmma.m64nNk16, with B in shared memory, unswizzled.
+    """A warp's 16 rows of wgmma.m64nNk16, with B in shared memory.
 
     B lies in core matrices of 8 columns (of K) x 8 tokens; the descriptor has
     their distances in 16 bytes: from one k8 to the next, from 8 tokens to the
-    next.
+    next. Or a token's columns are 128 bytes, whose pieces of 16 are swizzled.
     """
-    assert descriptor >> 62 == 0, "swizzled operands are not modelled"
+    assert descriptor >> 62 in (0, 1), "other swizzles are not modelled"
+    is_swizzled = descriptor >> 62 == 1
     start, k_step, n_step = (
         (descriptor >> shift & 0x3FFF) << 4 for shift in (0, 16, 32)
     )
     tokens = np.arange(len(d) // 4 * 8)
     b = np.zeros((16, len(tokens)))
     for half in range(2):
-        at = start + half * k_step + tokens // 8 * n_step + tokens % 8 * 16
+        if is_swizzled:
+            at = start + half * 16 + tokens // 8 * n_step + tokens % 8 * 128
+            at ^= (at >> 7 & 7) << 4
+        else:
+            at = start + half * k_step + tokens // 8 * n_step + tokens % 8 * 16
         assert at.max() + 16 <= len(shared), "wgmma beyond shared memory"
         index = at[:, None] + np.arange(16)
         b[8 * half : 8 * half + 8] = widen(shared[index].view(np.uint16), dtype).T

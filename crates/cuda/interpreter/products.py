@@ -56,6 +56,31 @@ def order_activations(run, x, tokens, cols, order):
     return out
 
 
+def pack_segments(memory, segments):
+    """The bytes of ProductParams::segments, weights of each in FP64, tiles of all."""
+    packed, weights, end = b"", [], 0
+    for segment in segments:
+        end += (segment.rows + 15) // 16
+        values, scales, n_scales = elements(segment), 0, 0
+        if "int8" in segment.format:
+            chosen = segment.scales.view(np.float32)
+            n_scales = len(chosen)
+            scales = memory.upload(segment.row_scales)
+            weights.append(dequantise(values, chosen))
+        else:
+            weights.append(widen(values, dtype(segment.format)))
+        overflow = segment.overflow if len(segment.overflow) else np.zeros(4, np.uint8)
+        packed += struct.pack(
+            "<3Q2I",
+            memory.upload(overflow),
+            memory.upload(segment.symbols),
+            scales,
+            end,
+            n_scales > 1,
+        )
+    return packed.ljust(96, b"\0"), weights, end
+
+
 def run_product(
     run, segments, tokens, variant, shape=None, n_blocks=None, together=None
 ):
@@ -71,26 +96,7 @@ def run_product(
     rows = sum(segment.rows for segment in segments)
     n_slices, _ = slices(cols)
 
-    packed, weights, end = b"", [], 0
-    for segment in segments:
-        end += (segment.rows + 15) // 16
-        values, scales, n_scales = elements(segment), 0, 0
-        if is_int8:
-            chosen = segment.scales.view(np.float32)
-            n_scales = len(chosen)
-            scales = memory.upload(segment.row_scales)
-            weights.append(dequantise(values, chosen))
-        else:
-            weights.append(widen(values, kind))
-        overflow = segment.overflow if len(segment.overflow) else np.zeros(4, np.uint8)
-        packed += struct.pack(
-            "<3Q2I",
-            memory.upload(overflow),
-            memory.upload(segment.symbols),
-            scales,
-            end,
-            n_scales > 1,
-        )
+    packed, weights, end = pack_segments(memory, segments)
     chunks = memory.upload(np.concatenate([segment.chunks for segment in segments]))
     x = narrow(rng.standard_normal((tokens, cols)), kind)
     bias = narrow(rng.standard_normal(rows), kind)
@@ -132,7 +138,7 @@ def run_product(
         x_bytes = n_warps * groups * 8 * (272 if groups == 1 else 144)
         n_shared = warp_bytes(n_warps, tiles) + 128 + x_bytes + 2 * tiles * slots * 512 * groups
         grid = (n_blocks or end // tiles, 1)
-    params = packed.ljust(96, b"\0") + struct.pack(
+    params = packed + struct.pack(
         "<6Q12I",
         *(chunks, activations, y, memory.upload(bias), workspace, meetings),
         *(rows, cols, tokens, len(segments), end, first.chunk_bytes, x_stride),

@@ -81,7 +81,7 @@ def parse(text):
 
 
 def _rename_locals(text):
-    """Gives labels and predicates of inline assembly names of their own.
+    """Gives labels and registers of inline assembly names of their own.
 
     The same assembly stands in a kernel many times, each in its own scope.
     """
@@ -92,7 +92,7 @@ def _rename_locals(text):
         n_blocks += 1
         block = match[0]
         names = {label: "$" for label in re.findall(r"^\s*(\w+):", block, re.M)}
-        for declared in re.findall(r"\.reg \.pred ([\w, ]+);", block):
+        for declared in re.findall(r"\.reg \.(?:pred|b32) ([\w, ]+);", block):
             names.update((name.strip(), "%") for name in declared.split(","))
         for name, sigil in names.items():
             new = f"{sigil}asm{n_blocks}_{name}"
@@ -135,10 +135,20 @@ def parse_instruction(text):
 
 def _split(text):
     """At the commas that are not inside brackets."""
-    return [part.strip() for part in re.split(r",(?![^{\[]*[}\]])", text) if part]
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]
 
 
 def _parse_operand(text):
+    if text.startswith("[") and "," in text:
+        # A tensor map and where its box begins.
+        return Vector(tuple(_parse_operand(item) for item in _split(text[1:-1])))
     if text.startswith("["):
         base, offset = re.fullmatch(r"\[([^+\]]+)(?:\+(-?\d+))?\]", text).groups()
         return Address(_parse_operand(base), int(offset or 0))

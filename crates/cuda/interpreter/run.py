@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import decode
+import prefill
 import products
 import races
 import rans
@@ -34,7 +35,7 @@ def set_up(ptx_folder, matrix_folder):
     np.seterr(all="ignore")
     harness = Harness(ptx_folder, matrix_folder)
     cases = {}
-    for module in (products, decode, rans, races):
+    for module in (products, prefill, decode, rans, races):
         for name, execute in module.cases(harness):
             assert name not in cases, f"two cases: {name}"
             cases[name] = execute

@@ -49,7 +49,7 @@ struct ProductParams {
     const void* x;
     uint16_t* y;           // [tokens][rows], BF16 or F16
     const uint16_t* bias;  // [rows] or null
-    float* workspace;      // product_batch: batch_workspace_floats(..); may hold anything
+    float* workspace;      // product_batch: batch_workspace_floats(..), product_prefill: prefill_workspace_floats(..); may hold anything
     uint32_t* meetings;    // product_batch, several parts: two words a group of tiles, zero before and after
     uint32_t rows, cols, tokens;
     uint32_t n_segments, n_tiles;  // n_tiles: of 16 rows, of all segments
@@ -68,10 +68,13 @@ struct alignas(64) TensorMap {
     uint64_t words[16];
 };
 
-/// Of a product of more than 64 tokens. Of `product`, x, workspace, meetings, x_stride and what follows it are not used.
+/// Of a product of more than 64 tokens. Of `product`, x, x_stride and what follows it are not used. Its workspace has
+/// prefill_workspace_floats(..), its meetings a word for each warp that multiplies, zero before and after.
 struct PrefillParams {
     ProductParams product;
     TensorMap x;
+    uint32_t whole;  // pieces that one cluster each multiplies; the chunks of the others are shared by all
+    uint32_t unused[15];
 };
 
 /// Orders of activations.
@@ -95,7 +98,7 @@ struct ActivationParams {
 
 static_assert(sizeof(Segment) == 32 && offsetof(Segment, end_tile) == 24, "mirrored in Rust");
 static_assert(sizeof(ProductParams) == 192 && offsetof(ProductParams, x) == 104 && offsetof(ProductParams, rows) == 144, "mirrored in Rust");
-static_assert(sizeof(PrefillParams) == 320 && offsetof(PrefillParams, x) == 192, "mirrored in Rust");
+static_assert(sizeof(PrefillParams) == 320 + 64 && offsetof(PrefillParams, x) == 192 && offsetof(PrefillParams, whole) == 320, "mirrored in Rust");
 static_assert(sizeof(ActivationParams) == 32, "mirrored in Rust");
 
 }  // namespace transom

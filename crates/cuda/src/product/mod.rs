@@ -167,11 +167,23 @@ impl Product {
     ///
     /// Out of memory.
     pub fn scratch(&self, device: &Device, n_tokens: usize) -> Result<Scratch> {
+        let (floats, words) = self.shared_sums(n_tokens);
         Ok(Scratch {
             x: DeviceBuffer::new(device, self.scratch_words(n_tokens))?,
-            workspace: DeviceBuffer::new(device, self.variants.workspace_floats())?,
-            meetings: DeviceBuffer::new(device, self.variants.meeting_words())?,
+            workspace: DeviceBuffer::new(device, floats)?,
+            meetings: DeviceBuffer::new(device, words)?,
         })
+    }
+
+    /// Floats of sums that blocks share, and words at which they meet, of any product of up to that many tokens.
+    fn shared_sums(&self, n_tokens: usize) -> (usize, usize) {
+        let (floats, words) = (self.variants.workspace_floats(), self.variants.meeting_words());
+        match &self.prefill {
+            Some(prefill) if n_tokens > INVARIANT_TOKENS => {
+                (floats.max(prefill.workspace_floats()), words.max(prefill.meeting_words()))
+            }
+            _ => (floats, words),
+        }
     }
 
     /// Of activations in another order than row-major, or with rows of another length.
@@ -204,6 +216,9 @@ impl Product {
         check("results", y.len(), n_tokens * self.rows)?;
         let n_words = self.scratch_words(n_tokens);
         check("scratch", scratch.x.len(), scratch.x.len().max(n_words))?;
+        let (floats, words) = self.shared_sums(n_tokens);
+        check("workspace", scratch.workspace.len(), scratch.workspace.len().max(floats))?;
+        check("meetings", scratch.meetings.len(), scratch.meetings.len().max(words))?;
         if n_words == 0 || self.rows == 0 {
             return Ok(());
         }
@@ -231,10 +246,6 @@ impl Product {
         scratch: &mut Scratch,
     ) -> Result<()> {
         let variant = self.variants.choose(n_tokens);
-        let floats = variant.workspace_floats;
-        check("workspace", scratch.workspace.len(), scratch.workspace.len().max(floats))?;
-        let words = self.variants.meeting_words();
-        check("meetings", scratch.meetings.len(), scratch.meetings.len().max(words))?;
         let x_stride = self.cols.next_multiple_of(8);
         let order = match n_tokens {
             BATCH_TOKENS.. => Some(ActivationOrder::CoreMatrices),
@@ -280,8 +291,14 @@ impl Product {
         let half = self.format.twin() != WeightFormat::DenseBf16;
         let sides = [n_tokens, self.cols, stride];
         let params = params::Prefill {
-            product: self.params(y, n_tokens),
+            product: params::Product {
+                workspace: scratch.workspace.address(),
+                meetings: scratch.meetings.address(),
+                ..self.params(y, n_tokens)
+            },
             x: prefill::tensor_map(from, sides, with.box_tokens, half)?,
+            whole: with.whole as u32,
+            unused: [0; 15],
         };
         // SAFETY: as in `run_few`.
         unsafe { with.function.launch(stream, with.launch, &params) }

@@ -49,6 +49,8 @@ pub(super) struct TensorMap(pub [u64; 16]);
 pub(super) struct Prefill {
     pub product: Product,
     pub x: TensorMap,
+    pub whole: u32,
+    pub unused: [u32; 15],
 }
 
 /// `transom::ActivationOrder`.
@@ -78,6 +80,7 @@ const _: () = assert!(std::mem::offset_of!(Segment, end_tile) == 24);
 const _: () = assert!(size_of::<Product>() == 192);
 const _: () = assert!(std::mem::offset_of!(Product, x) == 104);
 const _: () = assert!(std::mem::offset_of!(Product, rows) == 144);
-const _: () = assert!(size_of::<Prefill>() == 320);
+const _: () = assert!(size_of::<Prefill>() == 320 + 64);
 const _: () = assert!(std::mem::offset_of!(Prefill, x) == 192);
+const _: () = assert!(std::mem::offset_of!(Prefill, whole) == 320);
 const _: () = assert!(size_of::<Activations>() == 32);

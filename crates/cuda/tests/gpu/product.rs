@@ -123,12 +123,11 @@ fn fused_products_equal_their_twins() {
     }
 }
 
-/// Shapes and numbers of tokens that are multiplied 128 or 256 at a time: fused products give what their twins give, and a
-/// token the result that it has with fewer others.
+/// Shapes and numbers of tokens that are multiplied 128 or 256 at a time: fused products give what their twins give, again and
+/// again.
 fn many_tokens(gpu: &Gpu, cases: &[(usize, usize, &[usize])]) {
     let mut random = Random::fresh();
     for &(rows, cols, batches) in cases {
-        let most = *batches.iter().max().expect("there are batches");
         for format in WeightFormat::ALL.into_iter().filter(|format| !format.is_dense()) {
             for spread in [0, 2, 40, 100] {
                 let bytes = weights(format, rows * cols, spread, &mut random);
@@ -138,20 +137,38 @@ fn many_tokens(gpu: &Gpu, cases: &[(usize, usize, &[usize])]) {
                 let bias = (spread == 2).then_some(&bias[..]);
                 let new = |format| product(gpu, format, (rows, cols), &bytes, &scales, bias);
                 let (fused, twin) = (new(format), new(format.twin()));
-                let x = activations(format, most * cols, &mut random);
-                let expected = run(gpu, &twin, &x);
                 for &n_tokens in batches {
-                    for product in [&fused, &twin] {
-                        let first = most - n_tokens;
-                        let found = run(gpu, product, &x[first * cols..]);
+                    let x = activations(format, n_tokens * cols, &mut random);
+                    let expected = run(gpu, &twin, &x);
+                    for product in [&fused, &twin, &fused] {
                         assert!(
-                            found == expected[first * rows..],
+                            run(gpu, product, &x) == expected,
                             "{:?} {rows}x{cols}, {spread} % escapes, {n_tokens} tokens",
                             product.format()
                         );
                     }
                 }
             }
+        }
+    }
+}
+
+/// A matrix that repeats itself below repeats its results, whichever blocks share them.
+#[test]
+fn rows_that_are_equal_have_equal_results_where_no_piece_is_shared() {
+    let Some(gpu) = Gpu::open() else { return };
+    let mut random = Random::fresh();
+    // As many pieces of work as there are pairs of multiprocessors.
+    let (rows, cols, times) = (256, 1000, gpu.device.info().n_sms as usize / 2);
+    for format in [WeightFormat::Bf16x3, WeightFormat::DenseF16] {
+        let bytes = weights(format, rows * cols, 2, &mut random).repeat(times);
+        let product = product(&gpu, format, (times * rows, cols), &bytes, &[], None);
+        let n_tokens = 256;
+        let x = activations(format, n_tokens * cols, &mut random);
+        let found = run(&gpu, &product, &x);
+        for token in found.chunks(times * rows) {
+            let first = &token[..rows];
+            assert!(token.chunks(rows).all(|rows| rows == first), "{format:?}");
         }
     }
 }
