@@ -1,5 +1,6 @@
 //! Products of more than 64 tokens: a library multiplies, and while it does, the
-//! next matrix is decoded into a ring of two dense ones.
+//! next matrix is decoded into a ring of two dense ones. For entropy-coded weights, and GPUs without the kernels that
+//! [`crate::product`] has for fixed-rate ones.
 //!
 //! The kernels that decode run in a stream of their own, ahead of the products,
 //! on a few SMs: fewer the more tokens there are, because a product takes the
