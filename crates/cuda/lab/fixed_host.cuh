@@ -418,3 +418,67 @@ static uint8_t* replicate(const std::vector<uint8_t>& from, size_t bytes) {
     }
     return to;
 }
+
+/// Rows and columns of Llama 3.1 8B's and 70B's layers.
+static const int layer_shapes[][2] = {{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}, {128256, 4096}, {10240, 8192}, {8192, 8192}, {57344, 8192}, {8192, 28672}};
+
+static std::vector<int> numbers(const char* text) {
+    std::vector<int> out;
+    for (const char* p = text; *p;) {
+        out.push_back(atoi(p));
+        while (*p && *p != ',') p++;
+        if (*p) p++;
+    }
+    return out;
+}
+
+/// cuBLAS: y[m, n] = x[m, k] * w[n, k]^T.
+struct Gemm {
+    static constexpr size_t kSpace = 64 << 20;
+    cudaStream_t stream;
+    cublasHandle_t blas;
+    cublasLtHandle_t lt;
+    void* space;
+
+    Gemm() {
+        CHECK(cudaStreamCreate(&stream));
+        CHECK(cublasCreate(&blas));
+        CHECK(cublasLtCreate(&lt));
+        CHECK(cublasSetStream(blas, stream));
+        CHECK(cudaMalloc(&space, kSpace));
+        CHECK(cublasSetWorkspace(blas, space, kSpace));
+    }
+    /// Microseconds of cublasGemmEx.
+    double time(int m, int n, int k, cudaDataType_t type, const std::vector<uint16_t*>& w, const uint16_t* x, uint16_t* y, int launches) const {
+        const float one = 1, zero = 0;
+        return time_graph(stream, launches, [&](int c) {
+            CHECK(cublasGemmEx(blas, CUBLAS_OP_T, CUBLAS_OP_N, n, m, k, &one, w[c % w.size()], type, k, x, type, k, &zero, y, type, n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+        });
+    }
+    /// Of the fastest of eight heuristics of cublasLtMatmul.
+    double time_lt(int m, int n, int k, cudaDataType_t type, const std::vector<uint16_t*>& w, const uint16_t* x, uint16_t* y, int launches) const {
+        const float one = 1, zero = 0;
+        const cublasOperation_t transposed = CUBLAS_OP_T;
+        cublasLtMatmulDesc_t desc;
+        cublasLtMatrixLayout_t la, lb, lc;
+        cublasLtMatmulPreference_t preference;
+        CHECK(cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+        CHECK(cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed));
+        CHECK(cublasLtMatrixLayoutCreate(&la, type, k, n, k));
+        CHECK(cublasLtMatrixLayoutCreate(&lb, type, k, m, k));
+        CHECK(cublasLtMatrixLayoutCreate(&lc, type, n, m, n));
+        CHECK(cublasLtMatmulPreferenceCreate(&preference));
+        CHECK(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kSpace, sizeof kSpace));
+        cublasLtMatmulHeuristicResult_t found[8];
+        int n_found = 0;
+        cublasLtMatmulAlgoGetHeuristic(lt, desc, la, lb, lc, lc, preference, 8, found, &n_found);
+        double best = 1e9;
+        for (int h = 0; h < n_found; h++) {
+            auto run = [&](int c) { return cublasLtMatmul(lt, desc, &one, w[c % w.size()], la, x, lb, &zero, y, lc, y, lc, &found[h].algo, space, kSpace, stream); };
+            if (found[h].state != CUBLAS_STATUS_SUCCESS || run(0) != CUBLAS_STATUS_SUCCESS) continue;
+            CHECK(cudaStreamSynchronize(stream));
+            best = std::min(best, time_graph(stream, launches, [&](int c) { CHECK(run(c)); }, 5));
+        }
+        return best;
+    }
+};

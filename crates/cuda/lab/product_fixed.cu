@@ -305,23 +305,13 @@ static int check() {
 // Time
 
 static void time_all(const std::vector<int>& batches, const std::vector<int>& which) {
-    const int shapes[][2] = {{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}, {128256, 4096}, {10240, 8192}, {8192, 8192}, {57344, 8192}, {8192, 28672}};
-    cudaStream_t stream;
-    CHECK(cudaStreamCreate(&stream));
-    cublasHandle_t blas;
-    cublasLtHandle_t lt;
-    CHECK(cublasCreate(&blas));
-    CHECK(cublasLtCreate(&lt));
-    CHECK(cublasSetStream(blas, stream));
-    void* space;
-    constexpr size_t kSpace = 64 << 20;
-    CHECK(cudaMalloc(&space, kSpace));
-    CHECK(cublasSetWorkspace(blas, space, kSpace));
+    const Gemm gemm;
+    const cudaStream_t stream = gemm.stream;
     std::vector<WeightFormat> formats;
     for (auto& v : variants)
         if (formats.empty() || formats.back() != v.format) formats.push_back(v.format);
     for (int index : which) {
-        const int n = shapes[index][0], k = shapes[index][1], n0 = std::min(n, 2048);
+        const int n = layer_shapes[index][0], k = layer_shapes[index][1], n0 = std::min(n, 2048);
         const bool half = is_half(formats[0]);
         const size_t elems = (size_t)n * k;
         const int copies = (int)std::max<size_t>(1, (420u << 20) / elems + (elems < (420u << 20)));
@@ -342,34 +332,10 @@ static void time_all(const std::vector<int>& batches, const std::vector<int>& wh
         uint16_t* y;
         CHECK(cudaMalloc(&y, (size_t)64 * n * 2));
         const cudaDataType_t type = half ? CUDA_R_16F : CUDA_R_16BF;
-        const float one = 1, zero = 0;
-        std::vector<double> best(batches.size(), 1e9), gemm(batches.size());
+        std::vector<double> best(batches.size()), gemmex(batches.size());
         for (size_t i = 0; i < batches.size(); i++) {
-            const int m = batches[i];
-            gemm[i] = time_graph(stream, 2 * copies, [&](int c) {
-                CHECK(cublasGemmEx(blas, CUBLAS_OP_T, CUBLAS_OP_N, n, m, k, &one, row_major[c % copies], type, k, dx, type, k, &zero, y, type, n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
-            });
-            best[i] = gemm[i];
-            cublasLtMatmulDesc_t desc;
-            cublasLtMatrixLayout_t la, lb, lc;
-            cublasLtMatmulPreference_t preference;
-            const cublasOperation_t transposed = CUBLAS_OP_T;
-            CHECK(cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-            CHECK(cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed));
-            CHECK(cublasLtMatrixLayoutCreate(&la, type, k, n, k));
-            CHECK(cublasLtMatrixLayoutCreate(&lb, type, k, m, k));
-            CHECK(cublasLtMatrixLayoutCreate(&lc, type, n, m, n));
-            CHECK(cublasLtMatmulPreferenceCreate(&preference));
-            CHECK(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kSpace, sizeof kSpace));
-            cublasLtMatmulHeuristicResult_t found[8];
-            int n_found = 0;
-            cublasLtMatmulAlgoGetHeuristic(lt, desc, la, lb, lc, lc, preference, 8, found, &n_found);
-            for (int h = 0; h < n_found; h++) {
-                auto run = [&](int c) { return cublasLtMatmul(lt, desc, &one, row_major[c % copies], la, dx, lb, &zero, y, lc, y, lc, &found[h].algo, space, kSpace, stream); };
-                if (found[h].state != CUBLAS_STATUS_SUCCESS || run(0) != CUBLAS_STATUS_SUCCESS) continue;
-                CHECK(cudaStreamSynchronize(stream));
-                best[i] = std::min(best[i], time_graph(stream, 2 * copies, [&](int c) { CHECK(run(c)); }, 5));
-            }
+            gemmex[i] = gemm.time(batches[i], n, k, type, row_major, dx, y, 2 * copies);
+            best[i] = std::min(gemmex[i], gemm.time_lt(batches[i], n, k, type, row_major, dx, y, 2 * copies));
         }
         for (auto p : row_major) cudaFree(p);
         std::vector<std::vector<uint16_t>> reference(batches.size());
@@ -411,7 +377,7 @@ static void time_all(const std::vector<int>& batches, const std::vector<int>& wh
                         name += " " + std::to_string(shape.per_sm) + "," + std::to_string(shape.strips) + "," + std::to_string(shape.parts);
                     }
                     printf("%6dx%5d M %2d %-28s %6.3f bits %4.1f%% esc %8.2f us %5.2f TB/s | gemmex %8.2f best %8.2f | %.3f%s\n", n, k, batches[i], name.c_str(), m.bits, 100 * m.escapes, us,
-                           bytes / us / 1e6, gemm[i], best[i], best[i] / us, comparable && !same ? " DIFFERS" : "");
+                           bytes / us / 1e6, gemmex[i], best[i], best[i] / us, comparable && !same ? " DIFFERS" : "");
                     fflush(stdout);
                 }
             }
@@ -421,16 +387,6 @@ static void time_all(const std::vector<int>& batches, const std::vector<int>& wh
         for (auto p : b) cudaFree(p);
         cudaFree(dx), cudaFree(y);
     }
-}
-
-static std::vector<int> numbers(const char* text) {
-    std::vector<int> out;
-    for (const char* p = text; *p;) {
-        out.push_back(atoi(p));
-        while (*p && *p != ',') p++;
-        if (*p) p++;
-    }
-    return out;
 }
 
 int main(int argc, char** argv) {

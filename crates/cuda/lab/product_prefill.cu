@@ -140,20 +140,10 @@ static int check() {
 }
 
 static void time_all(const std::vector<int>& batches, const std::vector<int>& which) {
-    const int shapes[][2] = {{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}, {128256, 4096}, {10240, 8192}, {8192, 8192}, {57344, 8192}, {8192, 28672}};
-    cudaStream_t stream;
-    CHECK(cudaStreamCreate(&stream));
-    cublasHandle_t blas;
-    cublasLtHandle_t lt;
-    CHECK(cublasCreate(&blas));
-    CHECK(cublasLtCreate(&lt));
-    CHECK(cublasSetStream(blas, stream));
-    void* space;
-    constexpr size_t kSpace = 64 << 20;
-    CHECK(cudaMalloc(&space, kSpace));
-    CHECK(cublasSetWorkspace(blas, space, kSpace));
+    const Gemm gemm;
+    const cudaStream_t stream = gemm.stream;
     for (int index : which) {
-        const int n = shapes[index][0], k = shapes[index][1], n0 = std::min(n, 512);
+        const int n = layer_shapes[index][0], k = layer_shapes[index][1], n0 = std::min(n, 512);
         const bool half = is_half(variants[0].format);
         const int m_max = *std::max_element(batches.begin(), batches.end());
         const size_t elems = (size_t)n * k;
@@ -169,7 +159,6 @@ static void time_all(const std::vector<int>& batches, const std::vector<int>& wh
         uint16_t* dx = upload(x), *y;
         CHECK(cudaMalloc(&y, (size_t)m_max * n * 2));
         const cudaDataType_t type = half ? CUDA_R_16F : CUDA_R_16BF;
-        const float one = 1, zero = 0;
         std::vector<Matrix> ms;
         std::vector<std::vector<uint8_t*>> all;
         for (auto& v : variants) {
@@ -182,29 +171,8 @@ static void time_all(const std::vector<int>& batches, const std::vector<int>& wh
         for (int m : batches) {
             const double flop = 2.0 * m * n * k;
             const int reps = std::max(4, std::min(2 * copies, (int)(30e-3 * 700e12 / flop)));
-            auto gemm = [&](int c) { CHECK(cublasGemmEx(blas, CUBLAS_OP_T, CUBLAS_OP_N, n, m, k, &one, row_major[c % copies], type, k, dx, type, k, &zero, y, type, n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT)); };
-            double best = time_graph(stream, reps, gemm);
-            const double first = best;
-            cublasLtMatmulDesc_t desc;
-            cublasLtMatrixLayout_t la, lb, lc;
-            cublasLtMatmulPreference_t preference;
-            const cublasOperation_t transposed = CUBLAS_OP_T;
-            CHECK(cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-            CHECK(cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed));
-            CHECK(cublasLtMatrixLayoutCreate(&la, type, k, n, k));
-            CHECK(cublasLtMatrixLayoutCreate(&lb, type, k, m, k));
-            CHECK(cublasLtMatrixLayoutCreate(&lc, type, n, m, n));
-            CHECK(cublasLtMatmulPreferenceCreate(&preference));
-            CHECK(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kSpace, sizeof kSpace));
-            cublasLtMatmulHeuristicResult_t found[8];
-            int n_found = 0;
-            cublasLtMatmulAlgoGetHeuristic(lt, desc, la, lb, lc, lc, preference, 8, found, &n_found);
-            for (int h = 0; h < n_found && !getenv("FAST"); h++) {
-                auto run = [&](int c) { return cublasLtMatmul(lt, desc, &one, row_major[c % copies], la, dx, lb, &zero, y, lc, y, lc, &found[h].algo, space, kSpace, stream); };
-                if (found[h].state != CUBLAS_STATUS_SUCCESS || run(0) != CUBLAS_STATUS_SUCCESS) continue;
-                CHECK(cudaStreamSynchronize(stream));
-                best = std::min(best, time_graph(stream, reps, [&](int c) { CHECK(run(c)); }, 5));
-            }
+            const double first = gemm.time(m, n, k, type, row_major, dx, y, reps);
+            const double best = getenv("FAST") ? first : std::min(first, gemm.time_lt(m, n, k, type, row_major, dx, y, reps));
             printf("%6dx%5d M %4d cublas %8.2f us (gemmex %8.2f) %5.0f TFLOPS |", n, k, m, best, first, flop / best / 1e6);
             for (size_t i = 0; i < variants.size(); i++) {
                 auto& v = variants[i];
@@ -220,22 +188,13 @@ static void time_all(const std::vector<int>& batches, const std::vector<int>& wh
                 printf(" %s %8.2f %.3f |", v.name.c_str() + 1, us, best / us);
             }
             // Again, to see the drift.
-            printf(" gemmex again %.2f\n", time_graph(stream, reps, gemm));
+            printf(" gemmex again %.2f\n", gemm.time(m, n, k, type, row_major, dx, y, reps));
             fflush(stdout);
         }
         for (auto p : row_major) cudaFree(p);
         for (auto& a : all) for (auto p : a) cudaFree(p);
         cudaFree(dx), cudaFree(y);
     }
-}
-static std::vector<int> numbers(const char* text) {
-    std::vector<int> out;
-    for (const char* p = text; *p;) {
-        out.push_back(atoi(p));
-        while (*p && *p != ',') p++;
-        if (*p) p++;
-    }
-    return out;
 }
 int main(int argc, char** argv) {
     cudaDeviceProp device;
